@@ -1,0 +1,17 @@
+//! Stratum V2 as state machines. No socket, no clock, no source of randomness, no database: time,
+//! randomness and keys are arguments, so a test can replay anything. Feature `net` adds the one file
+//! that drives a `Connection` over tokio.
+//!
+//! Layers, each may use only what stands to its left (checked by `tests/layers.rs`):
+//! `limits wire | message | noise connection | target extranonce template job | share vardiff token |
+//! mining declare | net`.
+
+pub mod extranonce;
+pub mod job;
+pub mod limits;
+pub mod message;
+pub mod mining;
+pub mod share;
+pub mod target;
+pub mod template;
+pub mod wire;

@@ -1,0 +1,108 @@
+//! Every bound of the protocol machines in one place, each with its reason. A bound that nobody can
+//! say why it stands is a bug. Read by every module of this crate; imports nothing.
+//!
+//! What happens at each bound is decided where it is met (refuse, close, drop the oldest) and tested
+//! there, one step beyond.
+
+// ---- frames (spec chapter 3.2, 4.6) ----
+
+/// Frame header: extension type U16, message type U8, length U24.
+pub const FRAME_HEADER_LEN: usize = 6;
+/// Poly1305 tag behind every encrypted piece.
+pub const MAC_LEN: usize = 16;
+/// The encrypted header alone.
+pub const SEALED_HEADER_LEN: usize = FRAME_HEADER_LEN + MAC_LEN;
+/// A Noise message is at most 65,535 bytes, tag included, so a payload is cut here.
+pub const CHUNK_MAX: usize = 65_535 - MAC_LEN;
+/// U24: no payload can say more of itself.
+pub const FRAME_PAYLOAD_MAX: usize = 0x00ff_ffff;
+
+/// Before SetupConnection is answered: five strings of 255 bytes and the numbers are 1,293 bytes.
+pub const SETUP_PAYLOAD_MAX: usize = 1_536;
+/// From a mining client: SetCustomMiningJob with 64 KiB of outputs and an 8 KiB path is the largest.
+pub const MINING_CLIENT_PAYLOAD_MAX: usize = 80 * 1024;
+/// From a mining server: NewExtendedMiningJob with prefix and suffix of 64 KiB and an 8 KiB path.
+pub const MINING_SERVER_PAYLOAD_MAX: usize = 150 * 1024;
+/// From a declarator: ProvideMissingTransactions.Success may carry a whole block (4 MB).
+pub const DECLARE_CLIENT_PAYLOAD_MAX: usize = 5 * 1024 * 1024;
+/// From a job-declaration server: SEQ0_64K of U16 positions and a 64 KiB coinbase are far below.
+pub const DECLARE_SERVER_PAYLOAD_MAX: usize = 256 * 1024;
+/// From a template provider: RequestTransactionData.Success may carry a whole block.
+pub const TEMPLATE_SERVER_PAYLOAD_MAX: usize = 5 * 1024 * 1024;
+
+// ---- handshake (spec chapter 4) ----
+
+/// Act 1: one ElligatorSwift key in clear.
+pub const ACT_ONE_LEN: usize = 64;
+/// Act 2: ephemeral key (64), sealed static key (64 + 16), sealed certificate (74 + 16).
+pub const ACT_TWO_LEN: usize = 234;
+/// Certificate: version 2, valid_from 4, not_valid_after 4, signature 64.
+pub const CERTIFICATE_LEN: usize = 74;
+/// A front end may be this far off a client's clock before a certificate counts as expired (SRI: 10 s).
+pub const CLOCK_DRIFT_S: u32 = 10;
+/// Sessions end long before the AEAD nonce runs out: 2^48 frames are nine thousand years at 1,000/s.
+pub const FRAMES_MAX: u64 = 1 << 48;
+
+// ---- a mining connection ----
+
+/// Channels of one connection. A farm's proxy needs hundreds; each costs us a search-space prefix and
+/// about a kilobyte.
+pub const CHANNELS_PER_CONNECTION_MAX: usize = 1_024;
+/// Bytes of a user identity that we keep (STR0_255 allows 255; Whatsminer overflows above 127).
+pub const USER_IDENTITY_MAX: usize = 128;
+/// Full extranonce of every channel of the pool: one length for all, so that no two channels can shift
+/// a coinbase prefix into the other's extranonce (security.md, P-shift).
+pub const EXTRANONCE_LEN: usize = EXTRANONCE_PREFIX_LEN + EXTRANONCE_ROLLABLE_LEN;
+/// Node id 2, start epoch 2, channel number 4.
+pub const EXTRANONCE_PREFIX_LEN: usize = 8;
+/// What an extended channel may roll. SRI's declarator asks for 10, SRI's pool grants 16.
+pub const EXTRANONCE_ROLLABLE_LEN: usize = 16;
+/// Jobs that a channel keeps under one prev_hash besides the newest. A device may still be hashing the
+/// previous job when a new one arrives; 16 accept its shares for 16 s at one template a second.
+pub const PAST_JOBS_MAX: usize = 16;
+/// Jobs of earlier tips that a channel remembers by id alone, to say `stale-share` and not
+/// `invalid-job-id`: two tips' worth.
+pub const STALE_JOBS_MAX: usize = 2 * (PAST_JOBS_MAX + 2);
+/// Duplicate keys that a channel remembers under one tip. At 12 shares a minute this is 60 days; when a
+/// flood fills it the channel stops adding and the ledger, which knows every proof, stays the judge.
+pub const SEEN_SHARES_MAX: usize = 1 << 20;
+/// A credit batch leaves when it holds this many shares ...
+pub const CREDIT_BATCH_MAX: usize = 64;
+/// ... or when its first share is this old: quick for a Bitaxe, one commit for a burst.
+pub const CREDIT_BATCH_AGE_MS: u64 = 100;
+/// Batches of one connection that wait for their commit. At the bound the socket is not read: a slow
+/// store slows the miner's acknowledgements, never our memory.
+pub const CREDIT_BATCHES_OPEN_MAX: usize = 64;
+/// Extensions a client may ask for in one RequestExtensions.
+pub const EXTENSIONS_MAX: usize = 64;
+/// Worker name in a 0x0002 TLV.
+pub const WORKER_TLV_MAX: usize = 32;
+/// Shares that wait for a prev_hash that our node has not shown yet (rule P53), for a connection.
+pub const EARLY_SHARES_MAX: usize = 64;
+
+// ---- shares ----
+
+/// BIP323: the version bits that a miner may roll.
+pub const VERSION_ROLLING_MASK: u32 = 0x1fff_ffe0;
+/// A share's ntime may run this far ahead of the seconds that passed since its job was sent: devices
+/// whose clock rolls a little fast are not punished (protocol.md E.6, 36).
+pub const NTIME_SLACK_S: u32 = 600;
+/// Core refuses a block 7,200 s ahead of its clock; 200 s are left for clocks that differ.
+pub const NTIME_AHEAD_MAX_S: u32 = 7_000;
+
+// ---- jobs ----
+
+/// scriptSig of a coinbase, consensus limit.
+pub const SCRIPT_SIG_MAX: usize = 100;
+/// NewExtendedMiningJob to a device that we do not know: NerdQAxe+ and Bitaxe before v2.15 drop the
+/// link above 2,048 bytes of payload.
+pub const JOB_PAYLOAD_UNKNOWN_DEVICE_MAX: usize = 1_900;
+/// Merkle path of a job: Bitaxe drops a job with more than 20 branches; 20 is a million transactions.
+pub const MERKLE_PATH_MAX: usize = 20;
+
+const _: () = assert!(ACT_TWO_LEN == 64 + (64 + MAC_LEN) + (CERTIFICATE_LEN + MAC_LEN));
+const _: () = assert!(EXTRANONCE_LEN <= 32);
+const _: () = assert!(EXTRANONCE_LEN + 1 < SCRIPT_SIG_MAX);
+const _: () = assert!(CREDIT_BATCHES_OPEN_MAX * CREDIT_BATCH_MAX <= SEEN_SHARES_MAX);
+const _: () = assert!(MINING_SERVER_PAYLOAD_MAX <= FRAME_PAYLOAD_MAX);
+const _: () = assert!(SETUP_PAYLOAD_MAX <= MINING_CLIENT_PAYLOAD_MAX);

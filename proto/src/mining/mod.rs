@@ -1,0 +1,56 @@
+//! The mining protocol, both ends (spec chapter 5): `server` is the pool's side of one connection,
+//! `client` a miner's. What both name stands here.
+
+use std::sync::Arc;
+
+use crate::extranonce::ExtranoncePrefix;
+use crate::share::Proof;
+use crate::template::TemplateId;
+
+/// Names a channel or a group on one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChannelId(pub u32);
+
+/// Who is credited: `account.worker` as the client wrote it, cut at the first dot.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner {
+    /// Before the first dot; printable ASCII, 1 to 128 bytes ("anonymous" where nothing was said).
+    pub account: Arc<str>,
+    /// After it; may be empty.
+    pub worker: Arc<str>,
+}
+
+/// Accepted shares of one owner on one job, on their way to the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreditGroup {
+    /// Channel on which they came.
+    pub channel: ChannelId,
+    /// Who earns them.
+    pub owner: Owner,
+    /// The server's part of the channel's extranonce.
+    pub extranonce_prefix: ExtranoncePrefix,
+    /// The template that the job was made of.
+    pub template: TemplateId,
+    /// The tip that it built on, header byte order.
+    pub prev_hash: [u8; 32],
+    /// The shares, in the order they came; never empty.
+    pub proofs: Vec<Proof>,
+}
+
+/// What leaves a connection for the ledger at once and is committed at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreditBatch {
+    /// Counts up on the connection; comes back with the commit.
+    pub id: u64,
+    /// At least one group; at most `CREDIT_BATCH_MAX` proofs in all.
+    pub groups: Vec<CreditGroup>,
+}
+
+/// The ledger's word that a batch is on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// The batch's id.
+    pub id: u64,
+    /// Hashes of proofs that were credited before and now were not.
+    pub duplicates: Vec<[u8; 32]>,
+}
