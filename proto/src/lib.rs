@@ -11,6 +11,7 @@ pub mod job;
 pub mod limits;
 pub mod message;
 pub mod mining;
+pub mod noise;
 pub mod share;
 pub mod target;
 pub mod template;

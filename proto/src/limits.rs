@@ -32,8 +32,10 @@ pub const TEMPLATE_SERVER_PAYLOAD_MAX: usize = 5 * 1024 * 1024;
 
 // ---- handshake (spec chapter 4) ----
 
+/// A public key in its ElligatorSwift encoding.
+pub const ELLSWIFT_LEN: usize = 64;
 /// Act 1: one ElligatorSwift key in clear.
-pub const ACT_ONE_LEN: usize = 64;
+pub const ACT_ONE_LEN: usize = ELLSWIFT_LEN;
 /// Act 2: ephemeral key (64), sealed static key (64 + 16), sealed certificate (74 + 16).
 pub const ACT_TWO_LEN: usize = 234;
 /// Certificate: version 2, valid_from 4, not_valid_after 4, signature 64.

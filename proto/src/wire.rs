@@ -351,17 +351,11 @@ impl<'a, const N: usize> Field<'a> for Seq064K<'a, N> {
 }
 
 /// `SEQ0_64K[B0_16M]`: transactions. Read, it is a view on checked bytes; written, a list of slices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TransactionList<'a> {
     count: u16,
     /// The elements with their length prefixes, walked once and found whole.
     encoded: &'a [u8],
-}
-
-impl Default for TransactionList<'_> {
-    fn default() -> Self {
-        Self { count: 0, encoded: &[] }
-    }
 }
 
 impl<'a> TransactionList<'a> {
