@@ -6,6 +6,7 @@
 //! `limits wire | message | noise connection | target extranonce template job | share vardiff token |
 //! mining declare | net`.
 
+pub mod connection;
 pub mod extranonce;
 pub mod job;
 pub mod limits;

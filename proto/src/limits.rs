@@ -30,6 +30,19 @@ pub const DECLARE_SERVER_PAYLOAD_MAX: usize = 256 * 1024;
 /// From a template provider: RequestTransactionData.Success may carry a whole block.
 pub const TEMPLATE_SERVER_PAYLOAD_MAX: usize = 5 * 1024 * 1024;
 
+// ---- one link's buffers ----
+
+/// What one read takes off a socket: some hundred shares, and small beside a task's stack.
+pub const READ_MAX: usize = 16 * 1024;
+/// Room that an idle direction keeps. Frames of a miner fit, and 100,000 idle links stay under 2 GB.
+pub const BUFFER_KEPT: usize = 4 * 1024;
+/// Sealed bytes that may wait for a peer before we stop reading from it: some jobs of 150 KiB. A peer
+/// that lets them lie longer than its task's write deadline is closed.
+pub const OUTBOUND_PENDING_MAX: usize = 1024 * 1024;
+/// Bytes of a peer that are read and dropped while we wait for it to close. Closing over unread bytes
+/// would reset the link and could take our last message with it.
+pub const CLOSING_READ_MAX: usize = 256 * 1024;
+
 // ---- handshake (spec chapter 4) ----
 
 /// A public key in its ElligatorSwift encoding.
