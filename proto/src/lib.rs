@@ -12,6 +12,8 @@ pub mod job;
 pub mod limits;
 pub mod message;
 pub mod mining;
+#[cfg(feature = "net")]
+pub mod net;
 pub mod noise;
 pub mod share;
 pub mod target;
