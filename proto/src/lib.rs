@@ -18,4 +18,5 @@ pub mod noise;
 pub mod share;
 pub mod target;
 pub mod template;
+pub mod vardiff;
 pub mod wire;
