@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use crate::extranonce::Extranonce;
 use crate::template::{
-    CoinbaseError, CoinbaseParts, Output, Template, merkle_root, sha256d, write_compact_size,
+    CoinbaseError, CoinbaseParts, Output, PrevHash, Template, merkle_root, sha256d,
+    write_compact_size,
 };
 
 /// Names a job on one connection; counts up, never reused there.
@@ -25,7 +26,19 @@ pub struct Job {
     prefix_state: Sha256,
 }
 
-/// The four bytes of a header that a miner fills in, with the version he may roll.
+/// What everybody mines now: published to every connection at once, immutable.
+#[derive(Debug, Clone)]
+pub struct ActiveTemplate {
+    /// The tip, and when hashing on it starts.
+    pub tip: PrevHash,
+    /// The block to be found on the tip.
+    pub job: Arc<Job>,
+    /// The block to be found on that one: sent ahead without a tip, so that a new tip costs one small
+    /// message. Its height is `job`'s plus one.
+    pub next: Option<Arc<Job>>,
+}
+
+/// The fields of a block header (80 bytes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeaderFields {
     /// Full header version.

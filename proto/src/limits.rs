@@ -75,8 +75,8 @@ pub const EXTRANONCE_ROLLABLE_LEN: usize = 16;
 /// Jobs that a channel keeps under one prev_hash besides the newest. A device may still be hashing the
 /// previous job when a new one arrives; 16 accept its shares for 16 s at one template a second.
 pub const PAST_JOBS_MAX: usize = 16;
-/// Jobs of earlier tips that a channel remembers by id alone, to say `stale-share` and not
-/// `invalid-job-id`: two tips' worth.
+/// Jobs of earlier tips that a channel still knows: to say `stale-share` and not `invalid-job-id`, and to
+/// see a block that was found a moment too late and may yet win its race. Two tips' worth.
 pub const STALE_JOBS_MAX: usize = 2 * (PAST_JOBS_MAX + 2);
 /// Duplicate keys that a channel remembers under one tip. At 12 shares a minute this is 60 days; when a
 /// flood fills it the channel stops adding and the ledger, which knows every proof, stays the judge.
@@ -88,6 +88,18 @@ pub const CREDIT_BATCH_AGE_MS: u64 = 100;
 /// Batches of one connection that wait for their commit. At the bound the socket is not read: a slow
 /// store slows the miner's acknowledgements, never our memory.
 pub const CREDIT_BATCHES_OPEN_MAX: usize = 64;
+/// A running job is sent anew, with a later ntime, after this long: a standard channel at 5 TH/s is
+/// through its 2^48 hashes in 58 s, and firmware reconnects after 180 s without a byte.
+pub const JOB_REFRESH_MS: u64 = 30_000;
+/// How often a silent channel's difficulty is looked at.
+pub const VARDIFF_CHECK_MS: u64 = 5_000;
+/// UpdateChannel may declare a new hash rate this often; in between only its target limit counts, so
+/// that nobody steers difficulty by flapping.
+pub const DECLARE_RATE_EVERY_MS: u64 = 10_000;
+/// A share on a future job waits this long for the tip that would make it judgeable.
+pub const EARLY_SHARE_WAIT_MS: u64 = 10_000;
+/// The hardest share difficulty, 2^62: sums of it still fit the U64 of SubmitShares.Success.
+pub const DIFFICULTY_LOG2_MAX: i16 = 62;
 /// Extensions a client may ask for in one RequestExtensions.
 pub const EXTENSIONS_MAX: usize = 64;
 /// Worker name in a 0x0002 TLV.

@@ -4,8 +4,246 @@
 //! A share is judged by the job it names, frozen as it was sent: its target, its tip, its extranonce
 //! prefix. What the channel's target is now does not matter here.
 
-use crate::limits::EXTRANONCE_ROLLABLE_LEN;
-use crate::target::Difficulty;
+use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use crate::extranonce::{Extranonce, ExtranoncePrefix};
+use crate::job::{HeaderFields, Job, JobId};
+use crate::limits::{
+    EXTRANONCE_ROLLABLE_LEN, NTIME_AHEAD_MAX_S, NTIME_SLACK_S, SEEN_SHARES_MAX,
+    VERSION_ROLLING_MASK,
+};
+use crate::target::{Difficulty, Target};
+use crate::template::PrevHash;
+
+/// A job as one channel was given it. Nothing in it changes afterwards: that is what makes a share's
+/// verdict the same whenever it arrives.
+#[derive(Debug, Clone)]
+pub struct FrozenJob {
+    /// Its id on the connection.
+    pub id: JobId,
+    /// What is mined.
+    pub job: Arc<Job>,
+    /// The tip that it builds on.
+    pub tip: PrevHash,
+    /// Target of `tip.nbits`: a header that meets it is a block.
+    pub network_target: Target,
+    /// What a share of it is worth.
+    pub difficulty: Difficulty,
+    /// `difficulty` as a threshold.
+    pub target: Target,
+    /// First ntime that the miner was told to use.
+    pub min_ntime: u32,
+    /// Our clock (unix seconds) when he was told.
+    pub since: u32,
+    /// The channel's prefix when the job was sent (rule P51).
+    pub prefix: ExtranoncePrefix,
+    /// Set on a standard channel, whose extranonce never moves.
+    pub merkle_root: Option<[u8; 32]>,
+    /// Whether BIP323 bits may differ from the job's version.
+    pub version_rolling: bool,
+}
+
+/// What a miner says he found on a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// The job he names.
+    pub job: JobId,
+    /// Nonce.
+    pub nonce: u32,
+    /// Full header time.
+    pub ntime: u32,
+    /// Full header version.
+    pub version: u32,
+    /// What he rolled; `None` from a standard channel.
+    pub rolled: Option<Extranonce>,
+}
+
+/// Why a share is refused; each is a code that the miner reads (protocol.md D.10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Refusal {
+    /// No such channel, or one of the other kind.
+    InvalidChannelId,
+    /// No such job on this channel, or one long replaced.
+    InvalidJobId,
+    /// The job's tip is no longer the tip.
+    StaleShare,
+    /// The extranonce has not the granted length.
+    BadExtranonceSize,
+    /// Before the job's start or further ahead than time went by.
+    InvalidNtime,
+    /// The job forbids rolling and the version differs.
+    VersionRollingNotAllowed,
+    /// A version bit outside BIP323 differs.
+    InvalidVersionBit,
+    /// The hash is above the job's target.
+    DifficultyTooLow,
+    /// This header was credited before.
+    DuplicateShare,
+    /// A worker name (extension 0x0002) that is too long or not text (rule G17).
+    InvalidUserIdentity,
+}
+
+impl Refusal {
+    /// Every refusal, for tables and metrics.
+    pub const ALL: [Self; 10] = [
+        Self::InvalidChannelId,
+        Self::InvalidJobId,
+        Self::StaleShare,
+        Self::BadExtranonceSize,
+        Self::InvalidNtime,
+        Self::VersionRollingNotAllowed,
+        Self::InvalidVersionBit,
+        Self::DifficultyTooLow,
+        Self::DuplicateShare,
+        Self::InvalidUserIdentity,
+    ];
+
+    /// The error_code of SubmitShares.Error. The first four that the spec once suggested are the ones
+    /// that firmware explains to its owner.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::InvalidChannelId => "invalid-channel-id",
+            Self::InvalidJobId => "invalid-job-id",
+            Self::StaleShare => "stale-share",
+            Self::BadExtranonceSize => "bad-extranonce-size",
+            Self::InvalidNtime => "invalid-ntime",
+            Self::VersionRollingNotAllowed => "version-rolling-not-allowed",
+            Self::InvalidVersionBit => "invalid-non-rollable-version-bit",
+            Self::DifficultyTooLow => "difficulty-too-low",
+            Self::DuplicateShare => "duplicate-share",
+            Self::InvalidUserIdentity => "invalid-user-identity",
+        }
+    }
+}
+
+/// What `check` found.
+#[derive(Debug, Clone, Copy)]
+pub struct Verdict {
+    /// The claim in full, if it had an extranonce that a header can be made with.
+    pub header: Option<HeaderFields>,
+    /// The header met the network's target. True also for shares that are refused: a block is a block.
+    pub is_block: bool,
+    /// A proof to be credited, once it is known to be new.
+    pub outcome: Result<Proof, Refusal>,
+}
+
+/// Judges a claim on the job that it names. `clock` is ours, unix seconds. Whether the proof is new is
+/// not asked here (`Seen`).
+#[must_use]
+pub fn check(job: &FrozenJob, claim: &Claim, clock: u32) -> Verdict {
+    let refused = |refusal| Verdict { header: None, is_block: false, outcome: Err(refusal) };
+    let (merkle_root, rolled) = match (&claim.rolled, job.merkle_root) {
+        (None, Some(root)) => (root, [0; EXTRANONCE_ROLLABLE_LEN]),
+        (Some(extranonce), None) => {
+            let Some(full) = job.prefix.followed_by(extranonce.as_slice()) else {
+                return refused(Refusal::BadExtranonceSize);
+            };
+            let mut rolled = [0; EXTRANONCE_ROLLABLE_LEN];
+            rolled.copy_from_slice(extranonce.as_slice());
+            (job.job.merkle_root(&full), rolled)
+        }
+        // The other kind of channel's message: the server looks before it asks.
+        (None, None) | (Some(_), Some(_)) => return refused(Refusal::InvalidChannelId),
+    };
+    let header = HeaderFields {
+        version: claim.version,
+        prev_hash: job.tip.hash,
+        merkle_root,
+        ntime: claim.ntime,
+        nbits: job.tip.nbits,
+        nonce: claim.nonce,
+    };
+    let hash = header.hash();
+    // Asked before anything can refuse the share: a header that our rules dislike is still a block to
+    // the network (and on regtest a block can miss the channel's target).
+    let is_block = job.network_target.is_met_by(&hash);
+    let outcome = check_rolled_fields(job, claim, clock).and_then(|()| {
+        if !is_block && !job.target.is_met_by(&hash) {
+            return Err(Refusal::DifficultyTooLow);
+        }
+        Ok(Proof {
+            hash,
+            nonce: claim.nonce,
+            ntime: claim.ntime,
+            version: claim.version,
+            rolled,
+            difficulty: job.difficulty,
+            is_block,
+        })
+    });
+    Verdict { header: Some(header), is_block, outcome }
+}
+
+/// ntime and version (rules P42, P43, P45).
+fn check_rolled_fields(job: &FrozenJob, claim: &Claim, clock: u32) -> Result<(), Refusal> {
+    let elapsed = clock.saturating_sub(job.since);
+    let latest = job
+        .min_ntime
+        .saturating_add(elapsed)
+        .saturating_add(NTIME_SLACK_S)
+        .min(clock.saturating_add(NTIME_AHEAD_MAX_S))
+        // A tip from a node whose clock runs ahead of ours may start later than that.
+        .max(job.min_ntime);
+    if claim.ntime < job.min_ntime || claim.ntime > latest {
+        return Err(Refusal::InvalidNtime);
+    }
+    let changed = claim.version ^ job.job.version();
+    if changed & !VERSION_ROLLING_MASK != 0 {
+        return Err(Refusal::InvalidVersionBit);
+    }
+    if changed != 0 && !job.version_rolling {
+        return Err(Refusal::VersionRollingNotAllowed);
+    }
+    Ok(())
+}
+
+/// The proofs of one channel under one tip, by 64 bits of their hash. A collision needs two of the
+/// sender's own shares with 64 equal bits and costs only the sender; the ledger compares more.
+#[derive(Debug, Default)]
+pub struct Seen {
+    keys: HashSet<u64, BuildHasherDefault<HashIsKey>>,
+}
+
+impl Seen {
+    /// `false` if this hash was here before. At `SEEN_SHARES_MAX` nothing more is remembered and the
+    /// ledger alone judges: a flood can end nobody's channel.
+    pub fn insert(&mut self, hash: &[u8; 32]) -> bool {
+        // The low bytes of a header hash are as good as random; the high ones are the zeros that the
+        // miner worked for.
+        let [a, b, c, d, e, f, g, h, ..] = *hash;
+        let key = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+        if self.keys.len() >= SEEN_SHARES_MAX {
+            return !self.keys.contains(&key);
+        }
+        self.keys.insert(key)
+    }
+
+    /// Forgets everything: a new tip makes every old header impossible.
+    pub fn clear(&mut self) {
+        self.keys = HashSet::default();
+    }
+}
+
+/// The key is a piece of a SHA-256 hash already.
+#[derive(Debug, Default)]
+struct HashIsKey(u64);
+
+impl Hasher for HashIsKey {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
+}
 
 /// What is kept of a credited share for ever: 64 bytes from which, with its batch's job, anyone can
 /// recompute the proof.

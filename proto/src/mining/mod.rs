@@ -1,6 +1,10 @@
 //! The mining protocol, both ends (spec chapter 5): `server` is the pool's side of one connection,
 //! `client` a miner's. What both name stands here.
 
+mod batch;
+mod channel;
+pub mod server;
+
 use std::sync::Arc;
 
 use crate::extranonce::ExtranoncePrefix;
@@ -10,6 +14,24 @@ use crate::template::TemplateId;
 /// Names a channel or a group on one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelId(pub u32);
+
+/// The two kinds of channel (spec 05 §5.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Header-only mining: the merkle root is given.
+    Standard,
+    /// The client rolls extranonce bytes.
+    Extended,
+}
+
+/// Time as a machine is told it: a clock that only goes forward, and the calendar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds since some start; never goes back.
+    pub mono_ms: u64,
+    /// Seconds since 1970; may jump.
+    pub unix_s: u32,
+}
 
 /// Who is credited: `account.worker` as the client wrote it, cut at the first dot.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

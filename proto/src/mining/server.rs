@@ -1,0 +1,322 @@
+//! The pool's side of one mining connection: its channels, their jobs, their shares (spec chapter 5).
+//! Driven by the connection's task (`pool/miner.rs`): what happened goes into `handle`, what to say and
+//! what to do comes out in an `Outbox`. Jobs in `jobs.rs`, opening and updating in `open.rs`, shares
+//! in `shares.rs`.
+//!
+//! Must never touch a socket, a clock or a store, and must never say `Success` for a share that the
+//! ledger has not committed.
+
+mod jobs;
+mod open;
+mod shares;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::connection::Violation;
+use crate::extranonce::{Extranonce, ExtranonceAllocator};
+use crate::job::{ActiveTemplate, HeaderFields, Job, JobId};
+use crate::limits::{CREDIT_BATCHES_OPEN_MAX, JOB_REFRESH_MS, VARDIFF_CHECK_MS};
+use crate::message::{Message, SetCustomMiningJob, SetCustomMiningJobError, Tlvs, setup_flags};
+use crate::mining::batch::Batches;
+use crate::mining::channel::Channel;
+pub use crate::mining::channel::Tally;
+use crate::mining::{ChannelId, Committed, CreditBatch, Kind, Now, Owner};
+use crate::share::Refusal;
+use crate::target::Difficulty;
+use crate::wire::Str0255;
+
+/// What the operator decides; the same for every connection.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// Shares a minute that difficulty aims at, for each channel.
+    pub shares_per_minute: f64,
+    /// No channel is ever easier than this, whatever a client asks.
+    pub floor: Difficulty,
+    /// A NaN, infinite or negative hash rate ends the connection (rule G13, the stricter reading). Off:
+    /// it is answered with an error code.
+    pub bad_floats_end_connection: bool,
+    /// Jobs for several channels go to their group once. Off: to each channel by its own id.
+    pub group_addressing: bool,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            shares_per_minute: 12.0,
+            floor: Difficulty::from_log2(8),
+            bad_floats_end_connection: true,
+            group_addressing: true,
+        }
+    }
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// The client said something.
+    Message(Message<'a>, Tlvs<'a>),
+    /// Everybody mines something else now.
+    Template(Arc<ActiveTemplate>),
+    /// The ledger has a batch on disk.
+    Committed(Committed),
+    /// Time went by (`Server::deadline_ms`).
+    Time,
+}
+
+/// What to say and what to do about it, in order. Effects come first: a found block is on disk before
+/// its share is answered.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// Plaintext frames, back to back.
+    pub frames: Vec<u8>,
+    /// What the task is to do.
+    pub effects: Vec<Effect>,
+}
+
+impl Outbox {
+    pub(crate) fn say<'a>(&mut self, message: impl Into<Message<'a>>) {
+        message.into().encode(&mut self.frames);
+    }
+}
+
+/// What a machine cannot do itself.
+#[derive(Debug)]
+pub enum Effect {
+    /// A header met the network's target. Before anything else.
+    BlockFound(Box<FoundBlock>),
+    /// Shares for the ledger.
+    Credit(CreditBatch),
+    /// Shares of one channel and one difficulty were acknowledged.
+    Acknowledged {
+        /// Whose.
+        channel: ChannelId,
+        /// What each is worth.
+        difficulty: Difficulty,
+        /// How many.
+        shares: u32,
+        /// When the oldest of its batch came, mono ms.
+        oldest_ms: u64,
+    },
+    /// A share was told no.
+    Refused {
+        /// On which channel (as the client named it).
+        channel: ChannelId,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// A channel was opened.
+    Opened(ChannelId),
+    /// An open was told no, with this code.
+    OpenRefused(&'static str),
+    /// A channel was closed.
+    Closed(ChannelId, Owner),
+}
+
+/// Everything that is needed to make a block of a share.
+#[derive(Debug, Clone)]
+pub struct FoundBlock {
+    /// Header hash, header byte order.
+    pub hash: [u8; 32],
+    /// The winning header.
+    pub header: HeaderFields,
+    /// The full extranonce of its coinbase.
+    pub extranonce: Extranonce,
+    /// The job that holds the rest of the block.
+    pub job: Arc<Job>,
+    /// Who found it.
+    pub owner: Owner,
+}
+
+/// The pool's side of one mining connection, after SetupConnection.
+#[derive(Debug)]
+pub struct Server {
+    policy: Arc<Policy>,
+    /// Flags of the client's SetupConnection.
+    flags: u32,
+    /// Extension 0x0002 was negotiated.
+    worker_hashrate: bool,
+    extranonces: ExtranonceAllocator,
+    active: Arc<ActiveTemplate>,
+    /// The job sent ahead for the next tip, known to every channel under this id.
+    future: Option<(JobId, Arc<Job>)>,
+    channels: BTreeMap<ChannelId, Channel>,
+    next_channel: u32,
+    next_job: u32,
+    batches: Batches,
+    early: Vec<shares::EarlyShare>,
+    jobs_sent_ms: u64,
+    vardiff_checked_ms: u64,
+}
+
+/// The one group of a connection: id 1, so that no channel ever has it (rules P7, P12).
+const GROUP: ChannelId = ChannelId(1);
+
+impl Server {
+    /// A connection without channels. `flags` are those of the client's SetupConnection.
+    #[must_use]
+    pub fn new(
+        policy: Arc<Policy>,
+        flags: u32,
+        extranonces: ExtranonceAllocator,
+        active: Arc<ActiveTemplate>,
+        now: Now,
+    ) -> Self {
+        Self {
+            policy,
+            flags,
+            worker_hashrate: false,
+            extranonces,
+            active,
+            future: None,
+            channels: BTreeMap::new(),
+            next_channel: GROUP.0 + 1,
+            next_job: 1,
+            batches: Batches::default(),
+            early: Vec::new(),
+            jobs_sent_ms: now.mono_ms,
+            vardiff_checked_ms: now.mono_ms,
+        }
+    }
+
+    /// Says whether extension 0x0002 is spoken from now on.
+    pub fn set_worker_hashrate(&mut self, negotiated: bool) {
+        self.worker_hashrate = negotiated;
+    }
+
+    /// Takes what happened; an `Err` ends the connection.
+    pub fn handle(
+        &mut self,
+        now: Now,
+        input: Input<'_>,
+        out: &mut Outbox,
+    ) -> Result<(), Violation> {
+        match input {
+            Input::Message(message, tlvs) => self.on_message(now, message, tlvs, out),
+            Input::Template(template) => {
+                self.on_template(now, template, out);
+                Ok(())
+            }
+            Input::Committed(committed) => {
+                self.on_committed(&committed, out);
+                Ok(())
+            }
+            Input::Time => {
+                self.on_time(now, out);
+                Ok(())
+            }
+        }
+    }
+
+    /// When `Input::Time` is due, mono ms.
+    #[must_use]
+    pub fn deadline_ms(&self) -> u64 {
+        let check = self.vardiff_checked_ms.saturating_add(VARDIFF_CHECK_MS);
+        let refresh = self.jobs_sent_ms.saturating_add(JOB_REFRESH_MS);
+        check.min(refresh).min(self.batches.deadline_ms().unwrap_or(u64::MAX))
+    }
+
+    /// Whether another frame may be handled now. At the bound the socket is left alone until the
+    /// ledger answers.
+    #[must_use]
+    pub fn takes_more(&self) -> bool {
+        self.batches.under_way() < CREDIT_BATCHES_OPEN_MAX
+    }
+
+    /// Batches that the ledger has not answered yet.
+    #[must_use]
+    pub fn batches_under_way(&self) -> usize {
+        self.batches.under_way()
+    }
+
+    /// Sends off the open batch now, whatever its age: the connection ends, its shares do not.
+    pub fn close_batch(&mut self, out: &mut Outbox) {
+        out.effects.extend(self.batches.close().map(Effect::Credit));
+    }
+
+    /// What is there to show of each channel.
+    pub fn channels(&self) -> impl Iterator<Item = ChannelView<'_>> {
+        self.channels.iter().map(|(id, channel)| ChannelView {
+            id: *id,
+            kind: channel.kind,
+            owner: &channel.owner,
+            difficulty: channel.vardiff.difficulty(),
+            tally: &channel.tally,
+            vardiff: &channel.vardiff,
+        })
+    }
+
+    // Six messages are a mining client's to say; any other, also one that is added some day, is not.
+    #[expect(clippy::wildcard_enum_match_arm)]
+    fn on_message(
+        &mut self,
+        now: Now,
+        message: Message<'_>,
+        tlvs: Tlvs<'_>,
+        out: &mut Outbox,
+    ) -> Result<(), Violation> {
+        match message {
+            Message::SubmitSharesExtended(share) => {
+                self.on_extended_share(now, &share, tlvs, out);
+            }
+            Message::SubmitSharesStandard(share) => self.on_standard_share(now, &share, out),
+            Message::OpenStandardMiningChannel(open) => self.open_standard(now, &open, out)?,
+            Message::OpenExtendedMiningChannel(open) => self.open_extended(now, &open, out)?,
+            Message::UpdateChannel(update) => self.on_update(now, &update, out)?,
+            Message::CloseChannel(close) => self.on_close(ChannelId(close.channel_id), out),
+            Message::SetCustomMiningJob(custom) => self.on_custom_job(&custom, out),
+            other => return Err(Violation::Unexpected(other.name())),
+        }
+        Ok(())
+    }
+
+    /// Job declaration is not built yet, so nobody holds a token. The refusal still tells a wrong
+    /// channel from a wrong time (rules P60, P62).
+    fn on_custom_job(&self, custom: &SetCustomMiningJob<'_>, out: &mut Outbox) {
+        let selects_work = self.flags & setup_flags::REQUIRES_WORK_SELECTION != 0;
+        let known = self
+            .channels
+            .get(&ChannelId(custom.channel_id))
+            .is_some_and(|channel| channel.kind == Kind::Extended);
+        let code = match (selects_work, known || custom.channel_id == GROUP.0) {
+            (true, false) => "invalid-channel-id",
+            (true, true) | (false, _) => "jd-not-supported",
+        };
+        out.say(SetCustomMiningJobError {
+            channel_id: custom.channel_id,
+            request_id: custom.request_id,
+            error_code: Str0255::text(code),
+        });
+    }
+
+    fn on_time(&mut self, now: Now, out: &mut Outbox) {
+        if self.batches.deadline_ms().is_some_and(|deadline| deadline <= now.mono_ms) {
+            self.close_batch(out);
+        }
+        if now.mono_ms >= self.vardiff_checked_ms.saturating_add(VARDIFF_CHECK_MS) {
+            self.vardiff_checked_ms = now.mono_ms;
+            self.check_difficulties(now, out);
+            self.expire_early_shares(now, out);
+        }
+        if now.mono_ms >= self.jobs_sent_ms.saturating_add(JOB_REFRESH_MS) {
+            self.refresh_jobs(now, out);
+        }
+    }
+}
+
+/// A channel as others may see it.
+#[derive(Debug, Clone, Copy)]
+pub struct ChannelView<'a> {
+    /// Its id on the connection.
+    pub id: ChannelId,
+    /// Standard or extended.
+    pub kind: Kind,
+    /// Who is credited.
+    pub owner: &'a Owner,
+    /// What its next job will ask.
+    pub difficulty: Difficulty,
+    /// What it did.
+    pub tally: &'a Tally,
+    /// What its shares say of its hash rate.
+    pub vardiff: &'a crate::vardiff::Vardiff,
+}

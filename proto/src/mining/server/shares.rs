@@ -1,0 +1,316 @@
+//! Shares: from a submit message to a place in the open batch, a block, or one refusal; and from a
+//! committed batch to SubmitShares.Success. Part of `mining::server`.
+
+use std::sync::Arc;
+
+use super::{Effect, FoundBlock, Outbox, Server};
+use crate::extranonce::ExtranoncePrefix;
+use crate::job::JobId;
+use crate::limits::{EARLY_SHARE_WAIT_MS, EARLY_SHARES_MAX};
+use crate::message::{
+    SubmitSharesError, SubmitSharesExtended, SubmitSharesStandard, SubmitSharesSuccess, Tlvs,
+};
+use crate::mining::batch::Receipt;
+use crate::mining::channel::Found;
+use crate::mining::{ChannelId, Committed, CreditGroup, Kind, Now, Owner};
+use crate::share::{Claim, FrozenJob, Proof, Refusal, Verdict, check};
+use crate::target::Difficulty;
+use crate::template::TemplateId;
+use crate::wire::Str0255;
+
+/// A share on a job whose tip we have not heard of yet (rule P53).
+#[derive(Debug)]
+pub(super) struct EarlyShare {
+    pub(super) channel: ChannelId,
+    submitted: Submitted,
+    came_ms: u64,
+}
+
+#[derive(Debug, Clone)]
+struct Submitted {
+    sequence_number: u32,
+    claim: Claim,
+    worker: Option<Arc<str>>,
+}
+
+/// What is left of a job once a share of it is judged.
+struct Judged {
+    template: TemplateId,
+    prev_hash: [u8; 32],
+    prefix: ExtranoncePrefix,
+    outcome: Result<Proof, Refusal>,
+    block: Option<Box<FoundBlock>>,
+}
+
+impl Server {
+    pub(super) fn on_extended_share(
+        &mut self,
+        now: Now,
+        share: &SubmitSharesExtended,
+        tlvs: Tlvs<'_>,
+        out: &mut Outbox,
+    ) {
+        let channel = ChannelId(share.channel_id);
+        let Ok(worker) = self.worker_of(tlvs) else {
+            self.refuse(channel, share.sequence_number, Refusal::InvalidUserIdentity, out);
+            return;
+        };
+        let claim = Claim {
+            job: JobId(share.job_id),
+            nonce: share.nonce,
+            ntime: share.ntime,
+            version: share.version,
+            rolled: Some(share.extranonce),
+        };
+        let submitted = Submitted { sequence_number: share.sequence_number, claim, worker };
+        self.on_share(now, channel, Kind::Extended, submitted, out);
+    }
+
+    pub(super) fn on_standard_share(
+        &mut self,
+        now: Now,
+        share: &SubmitSharesStandard,
+        out: &mut Outbox,
+    ) {
+        let claim = Claim {
+            job: JobId(share.job_id),
+            nonce: share.nonce,
+            ntime: share.ntime,
+            version: share.version,
+            rolled: None,
+        };
+        let sequence_number = share.sequence_number;
+        let submitted = Submitted { sequence_number, claim, worker: None };
+        self.on_share(now, ChannelId(share.channel_id), Kind::Standard, submitted, out);
+    }
+
+    /// The worker's name that the share itself carries. Without extension 0x0002 stray TLVs mean
+    /// nothing (rules E7, G16).
+    fn worker_of(&self, tlvs: Tlvs<'_>) -> Result<Option<Arc<str>>, ()> {
+        if !self.worker_hashrate {
+            return Ok(None);
+        }
+        let Some(name) = tlvs.worker().map_err(|_| ())? else { return Ok(None) };
+        let name = std::str::from_utf8(name).map_err(|_| ())?;
+        if name.chars().any(char::is_control) {
+            return Err(());
+        }
+        Ok(Some(name.into()))
+    }
+
+    fn on_share(
+        &mut self,
+        now: Now,
+        id: ChannelId,
+        kind: Kind,
+        submitted: Submitted,
+        out: &mut Outbox,
+    ) {
+        let sequence_number = submitted.sequence_number;
+        let Some(channel) = self.channels.get(&id).filter(|channel| channel.kind == kind) else {
+            return self.refuse(id, sequence_number, Refusal::InvalidChannelId, out);
+        };
+        match channel.find(submitted.claim.job) {
+            Found::Live(job) => {
+                let verdict = check(job, &submitted.claim, now.unix_s);
+                let judged = Judged {
+                    template: job.job.template().id,
+                    prev_hash: job.tip.hash,
+                    prefix: job.prefix,
+                    outcome: verdict.outcome,
+                    block: found_block(job, &channel.owner, &submitted.claim, &verdict),
+                };
+                self.settle(now, id, &submitted, judged, out);
+            }
+            Found::Stale(job) => {
+                // Too late for credit, but a block may still win its race.
+                let verdict = check(job, &submitted.claim, now.unix_s);
+                let block = found_block(job, &channel.owner, &submitted.claim, &verdict);
+                out.effects.extend(block.map(Effect::BlockFound));
+                self.refuse(id, sequence_number, Refusal::StaleShare, out);
+            }
+            Found::Nothing
+                if self.is_future(submitted.claim.job) && self.early.len() < EARLY_SHARES_MAX =>
+            {
+                self.early.push(EarlyShare { channel: id, submitted, came_ms: now.mono_ms });
+            }
+            Found::Nothing => self.refuse(id, sequence_number, Refusal::InvalidJobId, out),
+        }
+    }
+
+    fn is_future(&self, job: JobId) -> bool {
+        self.future.as_ref().is_some_and(|(id, _)| *id == job)
+    }
+
+    /// Acts on a verdict: the block first, then the credit or the refusal.
+    fn settle(
+        &mut self,
+        now: Now,
+        id: ChannelId,
+        submitted: &Submitted,
+        judged: Judged,
+        out: &mut Outbox,
+    ) {
+        let Judged { template, prev_hash, prefix, outcome, block } = judged;
+        let Some(channel) = self.channels.get_mut(&id) else { return };
+        let outcome = match outcome {
+            Ok(proof) if !channel.remember(&proof) => Err(Refusal::DuplicateShare),
+            other => other,
+        };
+        // A block that was shown before was also sent before.
+        if outcome != Err(Refusal::DuplicateShare) {
+            out.effects.extend(block.map(Effect::BlockFound));
+        }
+        let proof = match outcome {
+            Ok(proof) => proof,
+            Err(refusal) => return self.refuse(id, submitted.sequence_number, refusal, out),
+        };
+
+        channel.tally.last_share_ms = Some(now.mono_ms);
+        channel.vardiff.share(now.mono_ms, proof.difficulty);
+        let changed = channel.vardiff.check(now.mono_ms).is_some();
+        let owner = owner_with(&channel.owner, submitted.worker.as_ref());
+        let receipt = Receipt {
+            channel: id,
+            sequence_number: submitted.sequence_number,
+            hash: proof.hash,
+            difficulty: proof.difficulty,
+            received_ms: now.mono_ms,
+        };
+        let full = self.batches.add(
+            || CreditGroup {
+                channel: id,
+                owner: owner.clone(),
+                extranonce_prefix: prefix,
+                template,
+                prev_hash,
+                proofs: Vec::new(),
+            },
+            |open| {
+                open.channel == id
+                    && open.template == template
+                    && open.prev_hash == prev_hash
+                    && open.owner == owner
+            },
+            proof,
+            receipt,
+        );
+        out.effects.extend(full.map(Effect::Credit));
+        if changed {
+            self.announce_target(now, id, out);
+        }
+    }
+
+    /// One SubmitShares.Error, at once (rule P48).
+    fn refuse(
+        &mut self,
+        channel: ChannelId,
+        sequence_number: u32,
+        refusal: Refusal,
+        out: &mut Outbox,
+    ) {
+        if let Some(known) = self.channels.get_mut(&channel) {
+            known.tally.refused[refusal as usize] += 1;
+        }
+        out.say(SubmitSharesError {
+            channel_id: channel.0,
+            sequence_number,
+            error_code: Str0255::text(refusal.code()),
+        });
+        out.effects.push(Effect::Refused { channel, refusal });
+    }
+
+    /// The ledger has a batch: now, and only now, its shares are acknowledged, one Success for each
+    /// channel (rule P49).
+    pub(super) fn on_committed(&mut self, committed: &Committed, out: &mut Outbox) {
+        let receipts = self.batches.committed(committed);
+        let Some(oldest_ms) = receipts.first().map(|receipt| receipt.received_ms) else { return };
+        // In order of first shares; a batch has at most CREDIT_BATCH_MAX of them.
+        let mut answers: Vec<(ChannelId, u32, u32)> = Vec::new();
+        let mut credited: Vec<(ChannelId, Difficulty, u32)> = Vec::new();
+        for receipt in receipts {
+            let Receipt { channel: id, sequence_number, hash, difficulty, .. } = receipt;
+            let Some(channel) = self.channels.get_mut(&id) else { continue };
+            if committed.duplicates.contains(&hash) {
+                self.refuse(id, sequence_number, Refusal::DuplicateShare, out);
+                continue;
+            }
+            channel.credit(&hash, difficulty);
+            match answers.iter_mut().find(|(channel, ..)| *channel == id) {
+                Some((_, last, count)) => (*last, *count) = (sequence_number, *count + 1),
+                None => answers.push((id, sequence_number, 1)),
+            }
+            match credited.iter_mut().find(|(channel, at, _)| *channel == id && *at == difficulty) {
+                Some((.., count)) => *count += 1,
+                None => credited.push((id, difficulty, 1)),
+            }
+        }
+        for (id, last_sequence_number, new_submits_accepted_count) in answers {
+            let Some(channel) = self.channels.get_mut(&id) else { continue };
+            out.say(SubmitSharesSuccess {
+                channel_id: id.0,
+                last_sequence_number,
+                new_submits_accepted_count,
+                new_shares_sum: channel.take_sum(),
+            });
+        }
+        out.effects.extend(credited.into_iter().map(|(channel, difficulty, shares)| {
+            Effect::Acknowledged { channel, difficulty, shares, oldest_ms }
+        }));
+    }
+
+    /// The tip that early shares waited for is here: judge them as if they came now.
+    pub(super) fn judge_early_shares(&mut self, now: Now, job: JobId, out: &mut Outbox) {
+        let (ready, waiting) = std::mem::take(&mut self.early)
+            .into_iter()
+            .partition(|share: &EarlyShare| share.submitted.claim.job == job);
+        self.early = waiting;
+        for EarlyShare { channel, submitted, .. } in ready {
+            let Some(kind) = self.channels.get(&channel).map(|channel| channel.kind) else {
+                continue;
+            };
+            self.on_share(now, channel, kind, submitted, out);
+        }
+    }
+
+    /// Early shares whose tip did not come in time, or whose job was replaced, are refused.
+    pub(super) fn expire_early_shares(&mut self, now: Now, out: &mut Outbox) {
+        let future = self.future.as_ref().map(|(id, _)| *id);
+        let (keep, gone): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.early).into_iter().partition(|share| {
+                now.mono_ms < share.came_ms.saturating_add(EARLY_SHARE_WAIT_MS)
+                    && Some(share.submitted.claim.job) == future
+            });
+        self.early = keep;
+        for EarlyShare { channel, submitted, .. } in gone {
+            self.refuse(channel, submitted.sequence_number, Refusal::InvalidJobId, out);
+        }
+    }
+}
+
+fn found_block(
+    job: &FrozenJob,
+    owner: &Owner,
+    claim: &Claim,
+    verdict: &Verdict,
+) -> Option<Box<FoundBlock>> {
+    let header = verdict.header.filter(|_| verdict.is_block)?;
+    let extranonce = match claim.rolled {
+        Some(rolled) => job.prefix.followed_by(rolled.as_slice())?,
+        None => job.prefix.standard(),
+    };
+    Some(Box::new(FoundBlock {
+        hash: header.hash(),
+        header,
+        extranonce,
+        job: Arc::clone(&job.job),
+        owner: owner.clone(),
+    }))
+}
+
+fn owner_with(owner: &Owner, worker: Option<&Arc<str>>) -> Owner {
+    match worker {
+        None => owner.clone(),
+        Some(worker) => Owner { account: Arc::clone(&owner.account), worker: Arc::clone(worker) },
+    }
+}
