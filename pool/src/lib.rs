@@ -1,1 +1,4 @@
 //! pool
+
+pub mod limits;
+pub mod store;

@@ -1,0 +1,6 @@
+-- Starts of each pool node. The count stands in every extranonce prefix of a run, so that no two runs
+-- hand out the same search space.
+CREATE TABLE node_start (
+    node   BIGINT NOT NULL PRIMARY KEY,
+    starts BIGINT NOT NULL
+);

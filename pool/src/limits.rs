@@ -1,0 +1,44 @@
+//! The pool's own bounds, each with its reason; those of the protocol are in proto's `limits`. Imports
+//! nothing. What happens at a bound is decided where it is met and tested there.
+
+use std::time::Duration;
+
+// ---- credit ----
+
+/// Batches that wait for the ledger. At 64 shares of 80 bytes each this is 21 MB; at the bound a
+/// connection waits with its batch and does not read its socket.
+pub const CREDIT_QUEUE_MAX: usize = 4_096;
+/// Batches that one transaction takes: 32,768 shares, 2 MB of proofs. More would make every miner in it
+/// wait longer and save nothing.
+pub const CREDIT_COMMIT_BATCHES_MAX: usize = 512;
+/// Tips whose proofs the ledger holds in memory: the newest, the one before (devices finish a job that
+/// they had), and two for a chain that reorganises. A tip beyond is loaded from the store when a share
+/// asks for it, so the bound costs time and never a double credit. A key of 16 bytes stands for a
+/// proof of 64 bytes on disk: what is held of a tip is bounded by the work that miners paid for it.
+pub const SEEN_TIPS_MAX: usize = 4;
+/// First pause after the store refused a commit, doubled at each refusal ...
+pub const CREDIT_RETRY_FIRST: Duration = Duration::from_millis(50);
+/// ... up to this: a store that comes back is noticed before a miner gives up (30 s and more).
+pub const CREDIT_RETRY_MAX: Duration = Duration::from_secs(5);
+/// How long a shutdown waits for a store that does not answer. What is not committed then was not
+/// acknowledged either.
+pub const CREDIT_SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+
+// ---- store ----
+
+/// Connections to PostgreSQL of one pool node: one writes credit, the others answer the API.
+pub const POSTGRES_CONNECTIONS_MAX: u32 = 6;
+/// Connections that read an SQLite file while one other writes it.
+pub const SQLITE_READERS_MAX: u32 = 4;
+/// How long a free connection is waited for, or a lock of another process on an SQLite file.
+pub const STORE_WAIT_MAX: Duration = Duration::from_secs(5);
+/// A transaction on PostgreSQL that takes longer is given up and tried again on a new connection: the
+/// old one may hang on a dead network for minutes.
+pub const STORE_COMMIT_MAX: Duration = Duration::from_secs(30);
+/// Rows in one SQLite statement of up to 12 values each, below its 32,766 parameters.
+pub const SQLITE_ROWS_MAX: usize = 1_000;
+/// Workers listed with their account, the most recent first; sums are over all of them.
+pub const ACCOUNT_WORKERS_MAX: usize = 1_000;
+
+const _: () = assert!(CREDIT_COMMIT_BATCHES_MAX <= CREDIT_QUEUE_MAX);
+const _: () = assert!(SQLITE_ROWS_MAX * 12 <= 32_766);
