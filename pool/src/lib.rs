@@ -1,4 +1,5 @@
 //! pool
 
+pub mod credit;
 pub mod limits;
 pub mod store;

@@ -1,0 +1,466 @@
+//! The ledger task: the owner of all credit, and the one place where a proof becomes one. Connections
+//! submit batches; the task takes all that waits, drops proofs that were credited before, writes one
+//! transaction, and only then says `Committed`. Started by `run`, called by `miner`.
+//!
+//! It must never acknowledge before the store has committed, never credit a header hash twice, and
+//! never lose a batch because the store was away: it tries again until the store answers.
+//!
+//! Several pool nodes on one PostgreSQL each hold only their own proofs in memory. That is enough: node
+//! and start stand in every extranonce prefix, so two nodes cannot be sent the same header.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use proto::mining::{Committed, CreditBatch, CreditGroup};
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::limits::{
+    CREDIT_COMMIT_BATCHES_MAX, CREDIT_QUEUE_MAX, CREDIT_RETRY_FIRST, CREDIT_RETRY_MAX,
+    CREDIT_SHUTDOWN_GRACE, SEEN_TIPS_MAX,
+};
+use crate::store::{CommitId, ShareBatch, Store, StoreError};
+
+/// The ledger before it runs, knowing every proof that could come again.
+pub struct Credit {
+    store: Store,
+    node: u16,
+    commits: CommitIds,
+    seen: Seen,
+}
+
+/// Where batches are handed in. A clone leads to the same ledger.
+#[derive(Debug, Clone)]
+pub struct CreditHandle {
+    queue: mpsc::Sender<Submitted>,
+}
+
+/// A batch that the ledger did not take; its shares are not credited and must not be acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum SubmitError {
+    /// The ledger has ended (shutdown).
+    #[error("the ledger has ended")]
+    Ended,
+    /// More batches are open than the reply channel has room for: the submitter's own mistake.
+    #[error("no room for the answer to a credit batch")]
+    NoRoomForAnswer,
+}
+
+#[derive(Debug)]
+struct Submitted {
+    received_at_ms: u64,
+    batch: CreditBatch,
+    /// A place that is already ours: answering a slow or dead connection never waits or fails.
+    reply: mpsc::OwnedPermit<Committed>,
+}
+
+impl Credit {
+    /// Reads from the store what the ledger must know before the pool listens.
+    pub async fn load(store: Store, node: u16) -> Result<Self, StoreError> {
+        let mut seen = Seen::default();
+        let mut newest = store.recent_prev_hashes(SEEN_TIPS_MAX).await?;
+        newest.reverse();
+        let tips = newest.len();
+        for prev_hash in newest {
+            seen.load(prev_hash, store.proofs_of(prev_hash).await?);
+        }
+        info!(tips, proofs = seen.len(), "credit rebuilt");
+        Ok(Self { store, node, commits: CommitIds::new(), seen })
+    }
+
+    /// Starts the task. It ends when `shutdown` is cancelled or every handle is gone, after it has
+    /// committed what waits; await the second value to know when.
+    #[must_use]
+    pub fn spawn(self, shutdown: CancellationToken) -> (CreditHandle, JoinHandle<()>) {
+        let (queue, submitted) = mpsc::channel(CREDIT_QUEUE_MAX);
+        let ledger = Ledger { credit: self, submitted, shutdown };
+        (CreditHandle { queue }, tokio::spawn(ledger.run()))
+    }
+}
+
+impl CreditHandle {
+    /// Hands in a batch; waits while the queue is full. `Committed` comes on `reply`, whose channel
+    /// must have room for every batch that its owner has open (`CREDIT_BATCHES_OPEN_MAX`). Cancel safe:
+    /// a call that was dropped handed nothing in.
+    pub async fn submit(
+        &self,
+        batch: CreditBatch,
+        reply: mpsc::Sender<Committed>,
+    ) -> Result<(), SubmitError> {
+        let received_at_ms = unix_ms();
+        let reply = reply.try_reserve_owned().map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => SubmitError::NoRoomForAnswer,
+            mpsc::error::TrySendError::Closed(_) => SubmitError::Ended,
+        })?;
+        let submitted = Submitted { received_at_ms, batch, reply };
+        self.queue.send(submitted).await.map_err(|_| SubmitError::Ended)
+    }
+
+    /// Batches that wait now, for a gauge.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+}
+
+struct Ledger {
+    credit: Credit,
+    submitted: mpsc::Receiver<Submitted>,
+    shutdown: CancellationToken,
+}
+
+/// The store was away during the whole grace of a shutdown.
+struct GaveUp;
+
+impl Ledger {
+    async fn run(mut self) {
+        loop {
+            let mut waiting = Vec::new();
+            tokio::select! {
+                () = self.shutdown.cancelled(), if !self.submitted.is_closed() => {
+                    // What was handed in stays in the queue and is committed; nothing new comes.
+                    self.submitted.close();
+                    continue;
+                }
+                taken = self.submitted.recv_many(&mut waiting, CREDIT_COMMIT_BATCHES_MAX) => {
+                    if taken == 0 {
+                        return;
+                    }
+                }
+            }
+            if let Err(GaveUp) = self.settle(waiting).await {
+                return;
+            }
+        }
+    }
+
+    /// Credits what is new in all of these batches, in one transaction, then answers each.
+    async fn settle(&mut self, waiting: Vec<Submitted>) -> Result<(), GaveUp> {
+        let mut rows = Vec::new();
+        let mut answers = Vec::with_capacity(waiting.len());
+        for Submitted { received_at_ms, batch, reply } in waiting {
+            let selection = self.select(&batch).await?;
+            let fresh = selection.groups.into_iter();
+            rows.extend(fresh.map(|group| ShareBatch { received_at_ms, group }));
+            let duplicates = selection.duplicates;
+            answers.push((reply, Committed { id: batch.id, duplicates }));
+        }
+        if !rows.is_empty() {
+            self.commit(&rows).await?;
+        }
+        for (reply, committed) in answers {
+            reply.send(committed);
+        }
+        self.credit.seen.forget_oldest(SEEN_TIPS_MAX);
+        metrics::gauge!("pool_credit_seen_proofs").set(self.credit.seen.len() as f64);
+        Ok(())
+    }
+
+    /// Judges a batch, having loaded from the store the tips that are not in memory.
+    async fn select(&mut self, batch: &CreditBatch) -> Result<Selection, GaveUp> {
+        let mut patience = Patience::new(&self.shutdown);
+        let selection = loop {
+            let tip = match self.credit.seen.select(&batch.groups) {
+                Ok(selection) => break selection,
+                Err(NotLoaded(tip)) => tip,
+            };
+            match self.credit.store.proofs_of(tip).await {
+                Ok(known) => self.credit.seen.load(tip, known),
+                Err(error) => patience.after(error).await?,
+            }
+        };
+        patience.over();
+        Ok(selection)
+    }
+
+    /// One transaction under one id, however many attempts it takes.
+    async fn commit(&mut self, rows: &[ShareBatch]) -> Result<(), GaveUp> {
+        let Credit { store, node, commits, .. } = &mut self.credit;
+        let id = commits.next();
+        let started = Instant::now();
+        let shares: usize = rows.iter().map(|row| row.group.proofs.len()).sum();
+        let mut patience = Patience::new(&self.shutdown);
+        let appended = loop {
+            match store.append(*node, id, rows).await {
+                Ok(appended) => break appended,
+                Err(error) => patience.after(error).await?,
+            }
+        };
+        patience.over();
+        let took = started.elapsed();
+        debug!(shares, groups = rows.len(), ?took, ?appended, "credited");
+        metrics::histogram!("pool_credit_commit_seconds").record(took.as_secs_f64());
+        metrics::histogram!("pool_credit_batch_shares").record(shares as f64);
+        Ok(())
+    }
+}
+
+/// What the ledger does between two attempts of the same thing: waits longer each time, for ever in
+/// service and for a grace in a shutdown. One warning per outage, so that a log stays readable.
+struct Patience<'a> {
+    shutdown: &'a CancellationToken,
+    pause: Duration,
+    failing_since: Option<Instant>,
+    give_up_at: Option<Instant>,
+}
+
+impl<'a> Patience<'a> {
+    fn new(shutdown: &'a CancellationToken) -> Self {
+        Self { shutdown, pause: CREDIT_RETRY_FIRST, failing_since: None, give_up_at: None }
+    }
+
+    /// After a failure: returns when it is time for the next attempt.
+    async fn after(&mut self, error: StoreError) -> Result<(), GaveUp> {
+        metrics::counter!("pool_credit_store_failures_total").increment(1);
+        if self.failing_since.is_none() {
+            self.failing_since = Some(Instant::now());
+            warn!(%error, "the store failed; shares wait unacknowledged until it answers");
+        }
+        let ending = self.shutdown.is_cancelled();
+        let Some(pause) = self.next_pause(Instant::now(), ending) else {
+            error!(%error, "ending without the store; unacknowledged shares are not credited");
+            return Err(GaveUp);
+        };
+        if ending {
+            tokio::time::sleep(pause).await;
+        } else {
+            // A shutdown ends the pause at once, and the next failure begins its grace.
+            let _ = tokio::time::timeout(pause, self.shutdown.cancelled()).await;
+        }
+        Ok(())
+    }
+
+    /// `None` when a shutdown has waited long enough.
+    fn next_pause(&mut self, now: Instant, ending: bool) -> Option<Duration> {
+        if ending && now >= *self.give_up_at.get_or_insert(now + CREDIT_SHUTDOWN_GRACE) {
+            return None;
+        }
+        let pause = self.pause;
+        self.pause = (pause * 2).min(CREDIT_RETRY_MAX);
+        Some(pause)
+    }
+
+    /// The attempt worked.
+    fn over(self) {
+        if let Some(since) = self.failing_since {
+            info!(away = ?since.elapsed(), "the store answers again; credit goes on");
+        }
+    }
+}
+
+/// Ids of transactions: 64 random bits of this start and a counter.
+struct CommitIds {
+    start: u64,
+    next: u64,
+}
+
+impl CommitIds {
+    fn new() -> Self {
+        // Uniqueness is all that is asked of it, not secrecy. Where the system has no randomness the
+        // start time serves: the id also stands beside the share's time and is per commit.
+        let start = getrandom::u64().unwrap_or_else(|_| unix_ms());
+        Self { start, next: 0 }
+    }
+
+    fn next(&mut self) -> CommitId {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.start.to_be_bytes());
+        id[8..].copy_from_slice(&self.next.to_be_bytes());
+        self.next += 1;
+        CommitId(id)
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+// ---- the judge, pure ----
+
+/// Which header hashes were credited, by tip. A header has one tip, so a hash is looked for under one.
+#[derive(Default)]
+struct Seen {
+    /// The least recently used first; few, so a walk finds one.
+    tips: Vec<Tip>,
+}
+
+struct Tip {
+    prev_hash: [u8; 32],
+    keys: HashSet<u128>,
+}
+
+/// What is new in a batch and what is not.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Selection {
+    /// As they came, without the duplicates; none is empty.
+    groups: Vec<CreditGroup>,
+    /// In the order they came.
+    duplicates: Vec<[u8; 32]>,
+}
+
+/// A share names a tip that is not in memory: `load` it, then ask again.
+#[derive(Debug, PartialEq, Eq)]
+struct NotLoaded([u8; 32]);
+
+impl Seen {
+    /// Splits groups into new proofs, which count as seen from now on, and others. Changes nothing if
+    /// a tip is missing.
+    fn select(&mut self, groups: &[CreditGroup]) -> Result<Selection, NotLoaded> {
+        let known = |tip: &[u8; 32]| self.tips.iter().any(|held| held.prev_hash == *tip);
+        if let Some(missing) = groups.iter().find(|group| !known(&group.prev_hash)) {
+            return Err(NotLoaded(missing.prev_hash));
+        }
+        let mut selection = Selection::default();
+        for group in groups {
+            let keys = self.keys_of(group.prev_hash);
+            let mut fresh = CreditGroup { proofs: Vec::new(), ..group.clone() };
+            for proof in &group.proofs {
+                if keys.insert(key(&proof.hash)) {
+                    fresh.proofs.push(*proof);
+                } else {
+                    selection.duplicates.push(proof.hash);
+                }
+            }
+            if !fresh.proofs.is_empty() {
+                selection.groups.push(fresh);
+            }
+        }
+        Ok(selection)
+    }
+
+    /// Adds what the store has of a tip; none is an answer too.
+    fn load(&mut self, prev_hash: [u8; 32], hashes: Vec<[u8; 32]>) {
+        self.keys_of(prev_hash).extend(hashes.iter().map(key));
+    }
+
+    /// Keeps the `keep` most recently used tips.
+    fn forget_oldest(&mut self, keep: usize) {
+        let surplus = self.tips.len().saturating_sub(keep);
+        self.tips.drain(..surplus);
+    }
+
+    fn len(&self) -> usize {
+        self.tips.iter().map(|tip| tip.keys.len()).sum()
+    }
+
+    /// The tip's keys, made if they are not there, and the tip now the most recently used.
+    fn keys_of(&mut self, prev_hash: [u8; 32]) -> &mut HashSet<u128> {
+        let at = self.tips.iter().position(|tip| tip.prev_hash == prev_hash);
+        let tip = match at {
+            Some(at) => self.tips.remove(at),
+            None => Tip { prev_hash, keys: HashSet::new() },
+        };
+        self.tips.push(tip);
+        let last = self.tips.len() - 1;
+        &mut self.tips[last].keys
+    }
+}
+
+/// Half of the hash: the half without the zeros of its work. Two different proofs with the same would
+/// be found once in 2^64 shares of one tip, and cost their finder one share.
+fn key(hash: &[u8; 32]) -> u128 {
+    let mut half = [0; 16];
+    half.copy_from_slice(&hash[..16]);
+    u128::from_le_bytes(half)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::extranonce::ExtranoncePrefix;
+    use proto::mining::{ChannelId, Owner};
+    use proto::share::Proof;
+    use proto::target::Difficulty;
+    use proto::template::TemplateId;
+
+    fn group(tip: u8, numbers: &[u8]) -> CreditGroup {
+        let proof = |number: &u8| Proof {
+            hash: [*number; 32],
+            nonce: 0,
+            ntime: 0,
+            version: 0,
+            rolled: [0; 16],
+            difficulty: Difficulty::MIN,
+            is_block: false,
+        };
+        CreditGroup {
+            channel: ChannelId(0),
+            owner: Owner { account: "a".into(), worker: "".into() },
+            extranonce_prefix: ExtranoncePrefix::from_bytes([0; 8]),
+            template: TemplateId(0),
+            prev_hash: [tip; 32],
+            proofs: numbers.iter().map(proof).collect(),
+        }
+    }
+
+    #[test]
+    fn a_tip_that_is_not_loaded_is_asked_for_and_nothing_is_taken_as_seen() {
+        let mut seen = Seen::default();
+        seen.load([1; 32], vec![]);
+        let groups = [group(1, &[1]), group(2, &[2])];
+        assert_eq!(seen.select(&groups), Err(NotLoaded([2; 32])));
+        seen.load([2; 32], vec![[2; 32]]);
+        let selection = seen.select(&groups).unwrap();
+        assert_eq!(
+            selection,
+            Selection { groups: vec![group(1, &[1])], duplicates: vec![[2; 32]] }
+        );
+    }
+
+    #[test]
+    fn new_proofs_keep_their_group_and_order_and_the_others_are_named_in_theirs() {
+        let mut seen = Seen::default();
+        seen.load([1; 32], vec![[9; 32]]);
+        let selection = seen.select(&[group(1, &[3, 9, 1, 3]), group(1, &[1])]).unwrap();
+        assert_eq!(selection.groups, [group(1, &[3, 1])]);
+        assert_eq!(selection.duplicates, [[9; 32], [3; 32], [1; 32]]);
+        assert_eq!(seen.len(), 3);
+    }
+
+    #[test]
+    fn the_tip_used_longest_ago_is_forgotten_first() {
+        let mut seen = Seen::default();
+        for tip in 1..=3 {
+            seen.load([tip; 32], vec![]);
+        }
+        seen.select(&[group(1, &[1])]).unwrap();
+        seen.forget_oldest(2);
+        assert!(seen.select(&[group(1, &[])]).is_ok());
+        assert!(seen.select(&[group(3, &[])]).is_ok());
+        assert_eq!(seen.select(&[group(2, &[])]), Err(NotLoaded([2; 32])));
+    }
+
+    #[test]
+    fn in_service_the_store_is_asked_for_ever_and_never_less_often_than_the_bound() {
+        let shutdown = CancellationToken::new();
+        let mut patience = Patience::new(&shutdown);
+        let start = Instant::now();
+        let pauses: Vec<Duration> =
+            (0..100).map(|_| patience.next_pause(start, false).unwrap()).collect();
+        assert_eq!(pauses[0], CREDIT_RETRY_FIRST);
+        assert!(pauses.is_sorted());
+        assert_eq!(pauses[99], CREDIT_RETRY_MAX);
+    }
+
+    #[test]
+    fn a_shutdown_gives_up_when_its_grace_is_over_and_not_before() {
+        let shutdown = CancellationToken::new();
+        let mut patience = Patience::new(&shutdown);
+        let start = Instant::now();
+        let last = start + CREDIT_SHUTDOWN_GRACE - Duration::from_millis(1);
+        assert!(patience.next_pause(start, true).is_some());
+        assert!(patience.next_pause(last, true).is_some());
+        assert!(patience.next_pause(start + CREDIT_SHUTDOWN_GRACE, true).is_none());
+    }
+
+    #[test]
+    fn no_two_commits_share_an_id() {
+        let (mut one, mut other) = (CommitIds::new(), CommitIds::new());
+        let ids: HashSet<CommitId> = (0..100).flat_map(|_| [one.next(), other.next()]).collect();
+        assert_eq!(ids.len(), 200);
+    }
+}
