@@ -5,6 +5,9 @@
 //! Every call may fail and says how; nothing here retries for ever or ends the process. Whoever calls
 //! decides what to do while a node is away.
 
+mod assemble;
+pub mod embedded;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,0 +1,67 @@
+//! Every bound of this crate in one place, each with its reason. Read by `node/`; what happens at a
+//! bound is decided where it is met and tested there, one step beyond.
+
+use std::time::Duration;
+
+// ---- consensus, as far as a template is checked against it ----
+
+/// BIP141: a block's weight.
+pub const BLOCK_WEIGHT_MAX: u64 = 4_000_000;
+/// No block is longer than its weight.
+pub const BLOCK_LEN_MAX: usize = 4_000_000;
+/// Transactions of a block: the smallest has 60 bytes without witness, 240 weight units, so no valid
+/// block holds more.
+pub const BLOCK_TRANSACTIONS_MAX: usize = 16_667;
+/// 21 million bitcoin.
+pub const MONEY_MAX_SATS: u64 = 2_100_000_000_000_000;
+/// Lock times from here on are seconds (BIP65), so no chain's height is ever taken beyond it.
+pub const HEIGHT_MAX: u32 = 499_999_999;
+/// Blocks between halvings, every network but regtest.
+pub const HALVING_INTERVAL: u32 = 210_000;
+/// Blocks between halvings on regtest.
+pub const HALVING_INTERVAL_REGTEST: u32 = 150;
+
+// ---- Bitcoin Core over RPC ----
+
+/// The longest answer read. A full block's template is 8 MB of hex and about 350 bytes of names, hashes
+/// and dependencies around each transaction: 14 MB at the worst.
+pub const RPC_ANSWER_LEN_MAX: usize = 32 * 1024 * 1024;
+/// Headers of an answer; Core sends about 150 bytes, proxies a few hundred.
+pub const RPC_HEADERS_LEN_MAX: usize = 16 * 1024;
+/// A cookie is `__cookie__:` and 64 digits.
+pub const RPC_COOKIE_LEN_MAX: usize = 1_024;
+/// Ordinary calls in flight, each a blocking thread. Core has 16 RPC threads by default and others use
+/// them too.
+pub const RPC_CALLS_MAX: usize = 4;
+/// Block submissions in flight, apart from calls: a block never waits behind a stalled question.
+pub const RPC_SUBMISSIONS_MAX: usize = 4;
+/// An ordinary call: Core answers in milliseconds, or in some seconds while it connects a block.
+pub const RPC_CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// Submitting a block: Core validates it before it answers, slowly on a cold cache.
+pub const RPC_SUBMIT_DEADLINE: Duration = Duration::from_secs(60);
+/// A long-poll with neither a block nor a transaction; then it is simply asked again.
+pub const RPC_LONG_POLL_DEADLINE: Duration = Duration::from_secs(15 * 60);
+/// While a long-poll waits the tip is asked for this often: a connection whose other end vanished
+/// without a word would otherwise keep us on a dead tip until the deadline.
+pub const RPC_PROBE_INTERVAL: Duration = Duration::from_secs(15);
+/// Without a long-poll (one that was given up still holds the only place) the tip is asked for this
+/// often.
+pub const RPC_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Without a long-poll a template is this old at most before it is asked for anew (Core's long-poll
+/// answers after 60 s if transactions came).
+pub const RPC_POLL_REFRESH: Duration = Duration::from_secs(30);
+
+// ---- the embedded chain ----
+
+/// Transactions in a template of the embedded chain. Each weighs 381, so this is 3.1 of 4 million and
+/// leaves room for any coinbase.
+pub const EMBEDDED_TRANSACTIONS_MAX: usize = 8_000;
+/// Prepared blocks of the embedded chain: coinbases must be 100 deep to be spent (and above height 16
+/// the BIP34 push looks as it does everywhere).
+pub const EMBEDDED_START_HEIGHT_MIN: u32 = 101;
+/// Preparing takes about half a millisecond a block.
+pub const EMBEDDED_START_HEIGHT_MAX: u32 = 10_000;
+
+const _: () = assert!(EMBEDDED_TRANSACTIONS_MAX as u64 * 381 < BLOCK_WEIGHT_MAX * 4 / 5);
+const _: () = assert!(BLOCK_TRANSACTIONS_MAX < 1 << proto::limits::MERKLE_PATH_MAX);
+const _: () = assert!(RPC_ANSWER_LEN_MAX > 3 * BLOCK_LEN_MAX);
