@@ -30,7 +30,7 @@ pub const RPC_ANSWER_LEN_MAX: usize = 32 * 1024 * 1024;
 pub const RPC_HEADERS_LEN_MAX: usize = 16 * 1024;
 /// A cookie is `__cookie__:` and 64 digits.
 pub const RPC_COOKIE_LEN_MAX: usize = 1_024;
-/// Ordinary calls in flight, each a blocking thread. Core has 16 RPC threads by default and others use
+/// Ordinary calls in flight, each a thread (and `minreq` takes a second one while it connects). Core has 16 RPC threads by default and others use
 /// them too.
 pub const RPC_CALLS_MAX: usize = 4;
 /// Block submissions in flight, apart from calls: a block never waits behind a stalled question.

@@ -7,6 +7,7 @@
 
 mod assemble;
 pub mod embedded;
+pub mod rpc;
 
 use std::future::Future;
 use std::pin::Pin;
