@@ -1,5 +1,7 @@
-//! pool
+//! The pool: miners, shares, blocks, money. `main.rs` is the program; this library is what it is made
+//! of, so that tests can start the same parts. `run` is the page to read first.
 
+pub mod config;
 pub mod credit;
 pub mod limits;
 pub mod store;
