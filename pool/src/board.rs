@@ -1,0 +1,371 @@
+//! Who is connected now: a task that owns one row per connection. `miner.rs` publishes its row, `api.rs`
+//! reads all. For people to look at; nothing is decided by it.
+//!
+//! Must never make a miner's task wait: a row that finds the queue full is dropped and counted, and the
+//! next one, seconds later, says the same and more.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::metrics::Metrics;
+
+/// Rows on their way to the board. With one row a connection every 5 s, 4,096 are two seconds of ten
+/// thousand connections; each is a pointer.
+pub const BOARD_QUEUE_MAX: usize = 4_096;
+
+/// One connection as it was a moment ago.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ConnectionSnapshot {
+    /// Counts up within one run of the pool.
+    pub id: u64,
+    /// Where it comes from.
+    pub peer: SocketAddr,
+    /// As SetupConnection says; a peer's text.
+    pub vendor: String,
+    /// As SetupConnection says; a peer's text.
+    pub hardware: String,
+    /// As SetupConnection says; a peer's text.
+    pub firmware: String,
+    /// Unix seconds.
+    pub opened_at: u64,
+    /// Its channels, by id.
+    pub channels: Vec<ChannelSnapshot>,
+}
+
+/// One channel as it was a moment ago.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ChannelSnapshot {
+    /// On its connection.
+    pub id: u32,
+    /// Standard or extended.
+    pub kind: ChannelKind,
+    /// Who earns its shares.
+    #[serde(serialize_with = "as_text")]
+    pub account: Arc<str>,
+    /// The device; may be empty.
+    #[serde(serialize_with = "as_text")]
+    pub worker: Arc<str>,
+    /// Share difficulty now, as a power of two.
+    pub difficulty_log2: i16,
+    /// Committed and acknowledged.
+    pub shares_accepted: u64,
+    /// Refused, by error code; codes that did not occur are absent.
+    pub shares_rejected: BTreeMap<&'static str, u64>,
+    /// Expected hashes behind the accepted shares: decimal, it may exceed what JSON numbers hold.
+    pub work: String,
+    /// Unix seconds of the last accepted share.
+    pub last_share_at: Option<u64>,
+    /// From the accepted shares alone; what the client declares is not looked at.
+    pub hash_rate: HashRates,
+}
+
+// serde's own way to serialise an `Arc` is a feature that every crate here would be built anew for.
+fn as_text<S: Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(text)
+}
+
+/// Kind of a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ChannelKind {
+    /// Header-only mining.
+    Standard,
+    /// The client rolls an extranonce.
+    Extended,
+}
+
+/// Over the last minute, five minutes and hour, older shares fading out.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct HashRates {
+    /// Fades with a time constant of 60 s.
+    #[serde(rename = "1m")]
+    pub minute: HashRate,
+    /// Fades with a time constant of 300 s.
+    #[serde(rename = "5m")]
+    pub five_minutes: HashRate,
+    /// Fades with a time constant of 3,600 s.
+    #[serde(rename = "1h")]
+    pub hour: HashRate,
+}
+
+/// Hashes per second. Few shares say little: the true rate is within the band 19 times out of 20.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct HashRate {
+    /// The estimate.
+    pub estimate: f64,
+    /// Lower end of the band.
+    pub low: f64,
+    /// Upper end of the band.
+    pub high: f64,
+}
+
+/// Turns accepted shares into hash rates. Times are seconds of a monotonic clock.
+#[derive(Debug, Clone)]
+pub struct RateMeter {
+    windows: [RateWindow; 3],
+}
+
+impl RateMeter {
+    /// Nothing seen yet.
+    #[must_use]
+    pub fn new(now_s: f64) -> Self {
+        Self { windows: [60.0, 300.0, 3_600.0].map(|fading_s| RateWindow::new(fading_s, now_s)) }
+    }
+
+    /// A share was accepted whose target takes this many hashes on average.
+    pub fn share_accepted(&mut self, now_s: f64, hashes: f64) {
+        for window in &mut self.windows {
+            window.fade_to(now_s);
+            window.hashes += hashes;
+            window.squares += hashes * hashes;
+        }
+    }
+
+    /// The rates now. `hashes` is what a share takes at the present difficulty: how much a silence says.
+    #[must_use]
+    pub fn rates(&self, now_s: f64, hashes: f64) -> HashRates {
+        let [minute, five_minutes, hour] = self.windows.map(|mut window| {
+            window.fade_to(now_s);
+            window.rate(hashes)
+        });
+        HashRates { minute, five_minutes, hour }
+    }
+}
+
+/// Sums that fade exponentially, and the time that they stand for.
+#[derive(Debug, Clone, Copy)]
+struct RateWindow {
+    fading_s: f64,
+    at_s: f64,
+    exposure_s: f64,
+    hashes: f64,
+    squares: f64,
+}
+
+impl RateWindow {
+    fn new(fading_s: f64, now_s: f64) -> Self {
+        Self { fading_s, at_s: now_s, exposure_s: 0.0, hashes: 0.0, squares: 0.0 }
+    }
+
+    fn fade_to(&mut self, now_s: f64) {
+        let passed = (now_s - self.at_s).max(0.0);
+        let kept = (-passed / self.fading_s).exp();
+        self.hashes *= kept;
+        self.squares *= kept * kept;
+        self.exposure_s = self.exposure_s * kept + self.fading_s * (1.0 - kept);
+        self.at_s = self.at_s.max(now_s);
+    }
+
+    fn rate(&self, hashes_per_share: f64) -> HashRate {
+        // In the first second anything divided by the time would be nonsense.
+        let exposure = self.exposure_s.max(1.0);
+        let estimate = self.hashes / exposure;
+        // Shares that count fully, if all counted alike (Kish): the weight behind the estimate.
+        let count = if self.squares > 0.0 { self.hashes * self.hashes / self.squares } else { 0.0 };
+        let (low, high) = poisson_band(count);
+        // What silence alone allows: with nothing seen, up to 3.7 shares could have been expected.
+        let silent = poisson_band(0.0).1 * hashes_per_share / exposure;
+        if count == 0.0 {
+            return HashRate { estimate: 0.0, low: 0.0, high: silent };
+        }
+        HashRate {
+            estimate,
+            low: estimate * low / count,
+            high: (estimate * high / count).max(silent),
+        }
+    }
+}
+
+/// Expected counts that a Poisson count of `n` is compatible with, 2.5 % beyond each end
+/// (Wilson-Hilferty's approximation of chi-square; 3.7 for n = 0, within 2 % from there on).
+fn poisson_band(n: f64) -> (f64, f64) {
+    const Z: f64 = 1.96;
+    let cube_at = |k: f64, z: f64| k * (1.0 - 1.0 / (9.0 * k) + z / (3.0 * k.sqrt())).powi(3);
+    let low = if n > 0.0 { cube_at(n, -Z).max(0.0) } else { 0.0 };
+    (low, cube_at(n + 1.0, Z))
+}
+
+/// Where rows are handed in and read. A clone leads to the same board.
+#[derive(Clone)]
+pub struct BoardHandle {
+    queue: mpsc::Sender<Entry>,
+    metrics: Arc<Metrics>,
+}
+
+/// All rows, by connection id. Rows are shared, so a copy costs a pointer each.
+pub type Snapshot = Vec<Arc<ConnectionSnapshot>>;
+
+/// The board's task has ended: the pool is going down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the board has ended")]
+pub struct BoardEnded;
+
+enum Entry {
+    Publish(Arc<ConnectionSnapshot>),
+    Remove(u64),
+    Read(oneshot::Sender<Snapshot>),
+}
+
+impl BoardHandle {
+    /// Shows a connection's row in place of its last. Never waits; a full queue drops the row.
+    pub fn publish(&self, row: ConnectionSnapshot) {
+        if self.queue.try_send(Entry::Publish(Arc::new(row))).is_err() {
+            self.metrics.board_dropped();
+        }
+    }
+
+    /// Takes a connection's row away: the last thing that its task does. Waits for a place in the
+    /// queue, for a row that stayed would stay for ever.
+    pub async fn remove(&self, id: u64) {
+        // An ended board shows no row.
+        let _ = self.queue.send(Entry::Remove(id)).await;
+    }
+
+    /// All rows now.
+    ///
+    /// # Errors
+    /// The pool is going down.
+    pub async fn read(&self) -> Result<Snapshot, BoardEnded> {
+        let (answer, rows) = oneshot::channel();
+        self.queue.send(Entry::Read(answer)).await.map_err(|_| BoardEnded)?;
+        rows.await.map_err(|_| BoardEnded)
+    }
+}
+
+/// The board, and the future that is its task: spawn it. It ends when the last handle is gone.
+pub fn board(metrics: Arc<Metrics>) -> (BoardHandle, impl Future<Output = ()> + Send + 'static) {
+    let (queue, mut entries) = mpsc::channel(BOARD_QUEUE_MAX);
+    let task = async move {
+        let mut rows = BTreeMap::new();
+        while let Some(entry) = entries.recv().await {
+            match entry {
+                Entry::Publish(row) => {
+                    rows.insert(row.id, row);
+                }
+                Entry::Remove(id) => {
+                    rows.remove(&id);
+                }
+                Entry::Read(answer) => {
+                    // Who asked may have given up.
+                    let _ = answer.send(rows.values().cloned().collect());
+                }
+            }
+        }
+    };
+    (BoardHandle { queue, metrics }, task)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: u64, vendor: &str) -> ConnectionSnapshot {
+        ConnectionSnapshot {
+            id,
+            peer: SocketAddr::from(([192, 168, 1, 7], 50_000)),
+            vendor: vendor.into(),
+            hardware: "BM1370".into(),
+            firmware: String::new(),
+            opened_at: 1_700_000_000,
+            channels: Vec::new(),
+        }
+    }
+
+    fn dropped(metrics: &Metrics) -> String {
+        let text = metrics.render();
+        let line = text.lines().find(|line| line.starts_with("pool_board_drops_total "));
+        line.unwrap_or_default().to_owned()
+    }
+
+    #[tokio::test]
+    async fn a_row_replaces_the_last_and_leaves_with_its_connection() {
+        let (board, task) = board(Arc::new(Metrics::new()));
+        let task = tokio::spawn(task);
+        board.publish(row(2, "old"));
+        board.publish(row(1, "bitaxe"));
+        board.publish(row(2, "new"));
+        let rows = board.read().await.unwrap();
+        assert_eq!(rows.iter().map(|row| row.id).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(rows[1].vendor, "new");
+        board.remove(2).await;
+        assert_eq!(board.read().await.unwrap().len(), 1);
+        drop(board);
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_board_that_does_not_keep_up_drops_rows_and_counts_them() {
+        let metrics = Arc::new(Metrics::new());
+        let (board, _never_run) = board(metrics.clone());
+        for id in 0..BOARD_QUEUE_MAX as u64 {
+            board.publish(row(id, ""));
+        }
+        assert_eq!(dropped(&metrics), "pool_board_drops_total 0");
+        board.publish(row(9, ""));
+        assert_eq!(dropped(&metrics), "pool_board_drops_total 1");
+    }
+
+    #[tokio::test]
+    async fn an_ended_board_says_so_to_readers() {
+        let (board, task) = board(Arc::new(Metrics::new()));
+        drop(task);
+        assert_eq!(board.read().await, Err(BoardEnded));
+        board.remove(1).await;
+    }
+
+    #[test]
+    fn the_band_of_a_count_is_that_of_the_tables() {
+        for (n, low, high) in [(0.0, 0.0, 3.69), (1.0, 0.025, 5.57), (10.0, 4.80, 18.39)] {
+            let band = poisson_band(n);
+            assert!((band.0 - low).abs() < 0.05 && (band.1 - high).abs() < 0.1, "{n}: {band:?}");
+        }
+    }
+
+    #[test]
+    fn a_silent_channel_is_known_to_be_slow_only_after_a_while() {
+        let meter = RateMeter::new(100.0);
+        let early = meter.rates(101.0, 1e12).minute;
+        let late = meter.rates(700.0, 1e12).minute;
+        assert_eq!((early.estimate, early.low), (0.0, 0.0));
+        assert!(early.high > 3e12 && late.high < 7e10, "{early:?} {late:?}");
+    }
+
+    #[test]
+    fn a_steady_channel_is_measured_by_all_windows() {
+        let mut meter = RateMeter::new(0.0);
+        for share in 1..=4_000 {
+            meter.share_accepted(f64::from(share) * 5.0, 5e12);
+        }
+        let rates = meter.rates(20_000.0, 5e12);
+        for rate in [rates.minute, rates.five_minutes, rates.hour] {
+            assert!((rate.estimate / 1e12 - 1.0).abs() < 0.06, "{rate:?}");
+            assert!(rate.low < 1e12 && rate.high > 1e12, "{rate:?}");
+        }
+        assert!(rates.hour.high - rates.hour.low < 0.12e12, "many shares, a narrow band");
+    }
+
+    #[test]
+    fn the_band_holds_the_truth_nineteen_times_of_twenty() {
+        let mut state = 7u64;
+        let mut uniform = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            ((state >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+        };
+        let mut held = 0;
+        for _ in 0..400 {
+            let (mut meter, mut now) = (RateMeter::new(0.0), 0.0);
+            while now < 600.0 {
+                meter.share_accepted(now, 5e12);
+                now += -5.0 * uniform().ln();
+            }
+            let rate = meter.rates(600.0, 5e12).five_minutes;
+            held += u32::from(rate.low <= 1e12 && 1e12 <= rate.high);
+        }
+        assert!((360..=396).contains(&held), "{held} of 400");
+    }
+}

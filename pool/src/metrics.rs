@@ -1,0 +1,402 @@
+//! What happened, counted: handles that are looked up once, with one method for each thing that can
+//! happen. Called from everywhere in the pool; `api.rs` renders them for Prometheus.
+//!
+//! Must never carry a label whose values a miner chooses: a thousand names would be a thousand series.
+//! Per-miner figures are the board's.
+
+use metrics::{Counter, Gauge, Histogram, with_local_recorder};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use proto::target::Difficulty;
+
+/// Refusal codes of SubmitShares.Error that are told apart; any other counts as "other".
+pub const REJECT_CODES: [&str; 11] = [
+    "invalid-channel-id",
+    "invalid-job-id",
+    "stale-share",
+    "bad-extranonce-size",
+    "invalid-ntime",
+    "version-rolling-not-allowed",
+    "invalid-non-rollable-version-bit",
+    "difficulty-too-low",
+    "duplicate-share",
+    "invalid-user-identity",
+    OTHER,
+];
+
+/// States of a found block, as the store names them.
+pub const BLOCK_STATES: [&str; 6] = ["found", "accepted", "stale", "rejected", "confirmed", OTHER];
+
+const OTHER: &str = "other";
+
+/// A batch waits 100 ms for company, so the middle of the range is where acknowledgements are.
+const ACK_SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.125, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0];
+/// From one connection (well under a millisecond) to a hundred thousand.
+const JOB_SECONDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+/// An fsync on a good disk is about a millisecond, on an SD card fifty.
+const COMMIT_SECONDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Why a connection ended before its SetupConnection was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HandshakeFailure {
+    /// It connected and left without a byte: how a Bitaxe probes for its first pool. Harmless.
+    Probe,
+    /// It left half-way.
+    Closed,
+    /// It took longer than listen.handshake_deadline_s.
+    Deadline,
+    /// What it sent was no Noise handshake or no frame.
+    Noise,
+    /// SetupConnection was refused or broke the protocol.
+    Setup,
+    /// listen.max_connections was reached.
+    Full,
+    /// listen.max_connections_per_address was reached.
+    AddressFull,
+}
+
+impl HandshakeFailure {
+    const ALL: [Self; 7] = [
+        Self::Probe,
+        Self::Closed,
+        Self::Deadline,
+        Self::Noise,
+        Self::Setup,
+        Self::Full,
+        Self::AddressFull,
+    ];
+
+    /// The label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Probe => "probe",
+            Self::Closed => "closed",
+            Self::Deadline => "deadline",
+            Self::Noise => "noise",
+            Self::Setup => "setup",
+            Self::Full => "full",
+            Self::AddressFull => "address-full",
+        }
+    }
+}
+
+/// Every handle. Made once, shared by `Arc`; each method is a few nanoseconds, a histogram's about 100.
+pub struct Metrics {
+    recorded: PrometheusHandle,
+    connections: Gauge,
+    connections_total: Counter,
+    channels: Gauge,
+    channels_total: Counter,
+    handshake_failures: Vec<Counter>,
+    accepted: Counter,
+    rejected: Vec<Counter>,
+    credited_hashes: Gauge,
+    blocks: Vec<Counter>,
+    share_to_ack: Histogram,
+    tip_to_job: Histogram,
+    credit_commit: Histogram,
+    template_age: Gauge,
+    node_up: Gauge,
+    height: Gauge,
+    certificate_left: Gauge,
+    outbox_drops: Counter,
+    board_drops: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// A set of its own: two pools in one test process do not count together.
+    #[must_use]
+    pub fn new() -> Self {
+        let buckets = [
+            ("pool_share_to_ack_seconds", ACK_SECONDS),
+            ("pool_tip_to_job_seconds", JOB_SECONDS),
+            ("pool_credit_commit_seconds", COMMIT_SECONDS),
+        ];
+        let mut builder = PrometheusBuilder::new();
+        for (name, bounds) in buckets {
+            builder = builder
+                .set_buckets_for_metric(Matcher::Full(name.to_owned()), bounds)
+                .expect("the bucket lists above are not empty");
+        }
+        let recorder = builder.build_recorder();
+        let recorded = recorder.handle();
+        with_local_recorder(&recorder, || Self::register(recorded))
+    }
+
+    fn register(recorded: PrometheusHandle) -> Self {
+        Self {
+            recorded,
+            connections: gauge("pool_connections", "Connections open now"),
+            connections_total: counter("pool_connections_total", "Connections accepted"),
+            channels: gauge("pool_channels", "Channels open now"),
+            channels_total: counter("pool_channels_total", "Channels opened"),
+            handshake_failures: labelled(
+                "pool_handshake_failures_total",
+                "Connections that ended before they were set up",
+                "reason",
+                HandshakeFailure::ALL.map(HandshakeFailure::as_str).as_slice(),
+            ),
+            accepted: counter("pool_shares_accepted_total", "Shares committed and acknowledged"),
+            rejected: labelled(
+                "pool_shares_rejected_total",
+                "Shares answered with SubmitShares.Error",
+                "code",
+                &REJECT_CODES,
+            ),
+            credited_hashes: gauge(
+                "pool_credited_hashes",
+                "Expected hashes behind the shares accepted since the start",
+            ),
+            blocks: labelled(
+                "pool_blocks_total",
+                "Blocks found that came into a state",
+                "state",
+                &BLOCK_STATES,
+            ),
+            share_to_ack: histogram(
+                "pool_share_to_ack_seconds",
+                "From the last byte of a share to its SubmitShares.Success handed to the socket",
+            ),
+            tip_to_job: histogram(
+                "pool_tip_to_job_seconds",
+                "From the node's word of a new tip to a connection's new work handed to the socket",
+            ),
+            credit_commit: histogram("pool_credit_commit_seconds", "One transaction of credit"),
+            template_age: gauge("pool_template_age_seconds", "Since the node's last good answer"),
+            node_up: gauge("pool_node_up", "1 while the node answers"),
+            height: gauge("pool_template_height", "Height of the block being mined"),
+            certificate_left: gauge("pool_certificate_seconds_left", "Until the certificate ends"),
+            outbox_drops: counter(
+                "pool_outbox_drops_total",
+                "Connections closed because they did not read what was sent",
+            ),
+            board_drops: counter(
+                "pool_board_drops_total",
+                "Snapshots of connections not shown because the board was busy",
+            ),
+        }
+    }
+
+    /// All of it in Prometheus' text form, version 0.0.4.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.recorded.render()
+    }
+
+    /// Folds the histograms' samples. Without it they would grow until someone scrapes, so `api.rs`
+    /// calls it every few seconds.
+    pub fn upkeep(&self) {
+        self.recorded.run_upkeep();
+    }
+
+    /// A connection was accepted.
+    pub fn connection_opened(&self) {
+        self.connections.increment(1);
+        self.connections_total.increment(1);
+    }
+
+    /// A connection that was counted as opened is gone.
+    pub fn connection_closed(&self) {
+        self.connections.decrement(1);
+    }
+
+    /// A connection ended, or was turned away, before it was set up.
+    pub fn handshake_failed(&self, reason: HandshakeFailure) {
+        count(&self.handshake_failures, HandshakeFailure::ALL.iter(), |known| *known == reason);
+    }
+
+    /// A channel was opened.
+    pub fn channel_opened(&self) {
+        self.channels.increment(1);
+        self.channels_total.increment(1);
+    }
+
+    /// A channel was closed, or went with its connection.
+    pub fn channel_closed(&self) {
+        self.channels.decrement(1);
+    }
+
+    /// Shares of one difficulty were committed.
+    pub fn shares_accepted(&self, count: u64, difficulty: Difficulty) {
+        self.accepted.increment(count);
+        self.credited_hashes.increment(count as f64 * difficulty.hashes());
+    }
+
+    /// A share was refused with this error code.
+    pub fn share_rejected(&self, code: &str) {
+        count(&self.rejected, REJECT_CODES.iter(), |known| *known == code);
+    }
+
+    /// A found block came into a state, named as the store names it.
+    pub fn block_became(&self, state: &str) {
+        count(&self.blocks, BLOCK_STATES.iter(), |known| *known == state);
+    }
+
+    /// A SubmitShares.Success was handed to the socket this long after its share was read.
+    pub fn share_acknowledged(&self, seconds: f64) {
+        self.share_to_ack.record(seconds);
+    }
+
+    /// A connection's first work on a new tip was handed to the socket this long after the node's word.
+    pub fn job_sent(&self, seconds: f64) {
+        self.tip_to_job.record(seconds);
+    }
+
+    /// A transaction of credit took this long.
+    pub fn credit_committed(&self, seconds: f64) {
+        self.credit_commit.record(seconds);
+    }
+
+    /// Asked for at each scrape.
+    pub fn template_is_aged(&self, seconds: f64) {
+        self.template_age.set(seconds);
+    }
+
+    /// The node answered, or did not.
+    pub fn node_is_up(&self, up: bool) {
+        self.node_up.set(f64::from(u8::from(up)));
+    }
+
+    /// The block being mined now.
+    pub fn height_is(&self, height: u32) {
+        self.height.set(f64::from(height));
+    }
+
+    /// Seconds until the certificate in use ends; negative when it has.
+    pub fn certificate_has_left(&self, seconds: i64) {
+        self.certificate_left.set(seconds as f64);
+    }
+
+    /// A connection was closed because its outbox was full.
+    pub fn outbox_dropped(&self) {
+        self.outbox_drops.increment(1);
+    }
+
+    /// A snapshot did not reach the board.
+    pub fn board_dropped(&self) {
+        self.board_drops.increment(1);
+    }
+}
+
+/// Counts on the counter whose name matches; on the last, "other", if none does.
+fn count<T>(counters: &[Counter], mut names: impl Iterator<Item = T>, is: impl Fn(T) -> bool) {
+    let found = names.position(is).and_then(|at| counters.get(at));
+    if let Some(counter) = found.or(counters.last()) {
+        counter.increment(1);
+    }
+}
+
+fn counter(name: &'static str, help: &'static str) -> Counter {
+    metrics::describe_counter!(name, help);
+    let counter = metrics::counter!(name);
+    // A series that is there from the start shows a first event as a rise, not as a gap.
+    counter.absolute(0);
+    counter
+}
+
+fn labelled(
+    name: &'static str,
+    help: &'static str,
+    label: &'static str,
+    values: &[&'static str],
+) -> Vec<Counter> {
+    metrics::describe_counter!(name, help);
+    values.iter().map(|value| metrics::counter!(name, label => *value)).collect()
+}
+
+fn gauge(name: &'static str, help: &'static str) -> Gauge {
+    metrics::describe_gauge!(name, help);
+    metrics::gauge!(name)
+}
+
+fn histogram(name: &'static str, help: &'static str) -> Histogram {
+    metrics::describe_histogram!(name, help);
+    metrics::histogram!(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line<'a>(text: &'a str, series: &str) -> &'a str {
+        let prefix = format!("{series} ");
+        text.lines().find_map(|line| line.strip_prefix(&prefix)).unwrap_or("absent")
+    }
+
+    #[test]
+    fn every_series_is_there_before_anything_happens() {
+        let text = Metrics::new().render();
+        for name in [
+            "pool_connections",
+            "pool_connections_total",
+            "pool_channels",
+            "pool_channels_total",
+            "pool_handshake_failures_total{reason=\"probe\"}",
+            "pool_shares_accepted_total",
+            "pool_shares_rejected_total{code=\"stale-share\"}",
+            "pool_shares_rejected_total{code=\"other\"}",
+            "pool_credited_hashes",
+            "pool_blocks_total{state=\"accepted\"}",
+            "pool_template_age_seconds",
+            "pool_node_up",
+            "pool_template_height",
+            "pool_certificate_seconds_left",
+            "pool_outbox_drops_total",
+            "pool_board_drops_total",
+        ] {
+            assert_eq!(line(&text, name), "0", "{name} in\n{text}");
+        }
+        assert!(text.contains("# HELP pool_shares_accepted_total Shares committed"), "{text}");
+    }
+
+    #[test]
+    fn what_happens_is_counted_under_its_own_name() {
+        let metrics = Metrics::new();
+        metrics.connection_opened();
+        metrics.connection_opened();
+        metrics.connection_closed();
+        metrics.shares_accepted(3, Difficulty::from_log2(0));
+        metrics.share_rejected("duplicate-share");
+        metrics.share_rejected("a-code-nobody-knows");
+        metrics.handshake_failed(HandshakeFailure::Noise);
+        metrics.block_became("accepted");
+        metrics.node_is_up(true);
+        metrics.certificate_has_left(-5);
+        let text = metrics.render();
+        assert_eq!(line(&text, "pool_connections"), "1");
+        assert_eq!(line(&text, "pool_connections_total"), "2");
+        assert_eq!(line(&text, "pool_shares_accepted_total"), "3");
+        assert_eq!(line(&text, "pool_credited_hashes"), "12884901888");
+        assert_eq!(line(&text, "pool_shares_rejected_total{code=\"duplicate-share\"}"), "1");
+        assert_eq!(line(&text, "pool_shares_rejected_total{code=\"other\"}"), "1");
+        assert_eq!(line(&text, "pool_handshake_failures_total{reason=\"noise\"}"), "1");
+        assert_eq!(line(&text, "pool_blocks_total{state=\"accepted\"}"), "1");
+        assert_eq!(line(&text, "pool_node_up"), "1");
+        assert_eq!(line(&text, "pool_certificate_seconds_left"), "-5");
+    }
+
+    #[test]
+    fn times_fall_into_buckets_also_after_upkeep() {
+        let metrics = Metrics::new();
+        metrics.share_acknowledged(0.11);
+        metrics.upkeep();
+        metrics.share_acknowledged(7.0);
+        metrics.job_sent(0.002);
+        metrics.credit_committed(0.02);
+        let text = metrics.render();
+        assert_eq!(line(&text, "pool_share_to_ack_seconds_bucket{le=\"0.1\"}"), "0");
+        assert_eq!(line(&text, "pool_share_to_ack_seconds_bucket{le=\"0.125\"}"), "1");
+        assert_eq!(line(&text, "pool_share_to_ack_seconds_bucket{le=\"+Inf\"}"), "2");
+        assert_eq!(line(&text, "pool_tip_to_job_seconds_count"), "1");
+        assert_eq!(line(&text, "pool_credit_commit_seconds_count"), "1");
+    }
+}
