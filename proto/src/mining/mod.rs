@@ -3,6 +3,8 @@
 
 mod batch;
 mod channel;
+pub mod client;
+pub mod grind;
 pub mod server;
 
 use std::sync::Arc;

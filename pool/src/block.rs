@@ -1,0 +1,342 @@
+//! A found block: to disk with fsync before anything else, then to every node until one has it, then
+//! into the store. Called by `miner` with the share still unanswered; `run` has it take up at start
+//! what an earlier run left on disk.
+//!
+//! Must never lose a block to a crash, a full disk, a node that is away or a database that is down:
+//! each step goes on when another fails.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bitcoin::hashes::Hash;
+use job_declarator::node::{Node, NodeError, Submitted};
+use proto::mining::server::FoundBlock;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::limits::{
+    BLOCKS_UNDER_WAY_MAX, NODE_RETRY_FIRST, NODE_RETRY_MAX, SETTLED_BLOCKS_KEPT,
+};
+use crate::metrics::Metrics;
+use crate::store::{BlockRecord, BlockState, Store};
+use crate::templates::hex_of;
+
+/// Where connections hand in blocks. A clone leads to the same place.
+#[derive(Clone)]
+pub struct BlocksHandle {
+    dir: PathBuf,
+    queue: mpsc::Sender<Kept>,
+    metrics: Arc<Metrics>,
+}
+
+/// Takes blocks to the nodes and records what became of them.
+pub struct Blocks {
+    dir: PathBuf,
+    nodes: Vec<Arc<dyn Node>>,
+    store: Store,
+    metrics: Arc<Metrics>,
+}
+
+/// A block on its way to the nodes.
+struct Kept {
+    record: BlockRecord,
+    bytes: Vec<u8>,
+    /// `None` if the disk refused it.
+    file: Option<PathBuf>,
+}
+
+impl Blocks {
+    /// Blocks kept under `data_dir/blocks`, offered to all of `nodes`.
+    pub fn new(
+        data_dir: &Path,
+        nodes: Vec<Arc<dyn Node>>,
+        store: Store,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Self> {
+        let dir = data_dir.join("blocks");
+        fs::create_dir_all(dir.join("settled"))?;
+        Ok(Self { dir, nodes, store, metrics })
+    }
+
+    /// Starts the task; blocks that an earlier run did not settle are its first work. It ends when
+    /// every handle is gone and all blocks are settled, or soon after `shutdown`: what is not settled
+    /// then lies on disk for the next start.
+    pub fn spawn(
+        self,
+        shutdown: CancellationToken,
+    ) -> io::Result<(BlocksHandle, tokio::task::JoinHandle<()>)> {
+        let unsettled = read_unsettled(&self.dir)?;
+        let (queue, kept) = mpsc::channel(BLOCKS_UNDER_WAY_MAX);
+        let handle =
+            BlocksHandle { dir: self.dir.clone(), queue, metrics: Arc::clone(&self.metrics) };
+        let task = tokio::spawn(Arc::new(self).run(unsettled, kept, shutdown));
+        Ok((handle, task))
+    }
+
+    async fn run(
+        self: Arc<Self>,
+        unsettled: Vec<Kept>,
+        mut kept: mpsc::Receiver<Kept>,
+        shutdown: CancellationToken,
+    ) {
+        let places = Arc::new(Semaphore::new(BLOCKS_UNDER_WAY_MAX));
+        let mut under_way = JoinSet::new();
+        for block in unsettled {
+            info!(hash = %hex_of(&block.record.hash), "block from an earlier run, offered again");
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            under_way.spawn(Arc::clone(&self).settle(block, place, shutdown.clone()));
+        }
+        while let Some(block) = kept.recv().await {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            under_way.spawn(Arc::clone(&self).settle(block, place, shutdown.clone()));
+            while under_way.try_join_next().is_some() {}
+        }
+        while under_way.join_next().await.is_some() {}
+    }
+
+    /// Nodes first, bookkeeping after.
+    async fn settle(
+        self: Arc<Self>,
+        mut block: Kept,
+        _place: OwnedSemaphorePermit,
+        shutdown: CancellationToken,
+    ) {
+        let Some(outcome) = self.offer(&block.bytes, &block.record, &shutdown).await else {
+            warn!(hash = %hex_of(&block.record.hash), "block not settled before the stop; kept on disk");
+            return;
+        };
+        let (state, detail) = match outcome {
+            Submitted::Accepted | Submitted::AlreadyKnown => (BlockState::Accepted, String::new()),
+            Submitted::Stale => (BlockState::Stale, String::new()),
+            Submitted::Rejected(why) => (BlockState::Rejected, why),
+        };
+        let hash = hex_of(&block.record.hash);
+        let BlockRecord { height, account, worker, value_sats, .. } = &block.record;
+        match state {
+            BlockState::Accepted => {
+                info!(height, %hash, account, worker, sats = value_sats, "block accepted");
+            }
+            BlockState::Stale => warn!(height, %hash, account, "block came second"),
+            BlockState::Rejected => {
+                error!(height, %hash, why = detail, "node rejects our block");
+            }
+            BlockState::Found | BlockState::Confirmed => {}
+        }
+        self.metrics.block_became(state.as_str());
+        block.record.state = state;
+        block.record.detail = detail;
+        self.record(&block.record, &shutdown).await;
+        if let Some(file) = &block.file
+            && let Err(error) = move_to_settled(&self.dir, file)
+        {
+            warn!(%error, file = %file.display(), "settled block not moved; it will be offered again");
+        }
+    }
+
+    /// Offers the block to every node, over and over, until one has it or all refuse it. `None` if the
+    /// pool stops before any node said anything.
+    async fn offer(
+        &self,
+        bytes: &[u8],
+        record: &BlockRecord,
+        shutdown: &CancellationToken,
+    ) -> Option<Submitted> {
+        let mut pause = NODE_RETRY_FIRST;
+        loop {
+            let mut refused = None;
+            let mut silent = false;
+            for (node, answer) in self.ask_all(bytes).await {
+                match answer {
+                    Ok(Submitted::Accepted | Submitted::AlreadyKnown) => {
+                        return Some(Submitted::Accepted);
+                    }
+                    Ok(no @ (Submitted::Stale | Submitted::Rejected(_))) => refused = Some(no),
+                    Err(error) => {
+                        silent = true;
+                        warn!(node, hash = %hex_of(&record.hash), %error, "block not taken yet");
+                    }
+                }
+            }
+            // One node's refusal counts only when no other may still take the block.
+            if refused.is_some() && !silent {
+                return refused;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return refused,
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(NODE_RETRY_MAX),
+            }
+        }
+    }
+
+    async fn ask_all(&self, bytes: &[u8]) -> Vec<(String, Result<Submitted, NodeError>)> {
+        let mut asked = JoinSet::new();
+        let bytes: Arc<[u8]> = bytes.into();
+        for node in &self.nodes {
+            let (node, bytes) = (Arc::clone(node), Arc::clone(&bytes));
+            asked.spawn(async move { (node.name(), node.submit_block(&bytes).await) });
+        }
+        asked.join_all().await
+    }
+
+    /// The store may be away; the block is with the network already, so this waits for it.
+    async fn record(&self, record: &BlockRecord, shutdown: &CancellationToken) {
+        let mut pause = NODE_RETRY_FIRST;
+        while let Err(error) = self.store.record_block(record).await {
+            warn!(hash = %hex_of(&record.hash), %error, "block not recorded yet");
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(NODE_RETRY_MAX),
+            }
+        }
+    }
+}
+
+impl BlocksHandle {
+    /// Keeps a block: on disk with fsync when this returns, and on its way to the nodes. A disk that
+    /// refuses does not hold it back.
+    pub async fn keep(&self, found: FoundBlock) {
+        let record = record_of(&found);
+        let bytes = found.job.block(&found.header, &found.extranonce);
+        info!(
+            height = record.height,
+            hash = %hex_of(&record.hash),
+            account = record.account,
+            worker = record.worker,
+            "block found"
+        );
+        self.metrics.block_became(BlockState::Found.as_str());
+        let dir = self.dir.clone();
+        let name = file_name(&record);
+        let written = tokio::task::spawn_blocking(move || {
+            let file = write_durably(&dir, &name, &bytes);
+            (file, bytes)
+        })
+        .await;
+        let (file, bytes) = match written {
+            Ok((Ok(file), bytes)) => (Some(file), bytes),
+            Ok((Err(error), bytes)) => {
+                error!(%error, dir = %self.dir.display(), "block not on disk; offered all the same");
+                (None, bytes)
+            }
+            Err(panic) => {
+                error!(%panic, "block not on disk; offered all the same");
+                (None, found.job.block(&found.header, &found.extranonce))
+            }
+        };
+        if let Some(file) = &file {
+            // Who found it is worth knowing after a crash and not worth waiting for.
+            let owner = format!("{}\n{}\n", record.account, record.worker);
+            if let Err(error) = fs::write(file.with_extension("owner"), owner) {
+                warn!(%error, "owner of the block not noted on disk");
+            }
+        }
+        if self.queue.send(Kept { record, bytes, file }).await.is_err() {
+            warn!("block kept on disk for the next start: the pool is stopping");
+        }
+    }
+}
+
+fn record_of(found: &FoundBlock) -> BlockRecord {
+    let template = found.job.template();
+    BlockRecord {
+        hash: found.hash,
+        height: template.height,
+        prev_hash: found.header.prev_hash,
+        found_at_ms: u64::from(found.header.ntime) * 1_000,
+        account: found.owner.account.to_string(),
+        worker: found.owner.worker.to_string(),
+        value_sats: template.coinbase_value_sats,
+        nbits: found.header.nbits,
+        state: BlockState::Found,
+        detail: String::new(),
+    }
+}
+
+/// `HEIGHT-HASH.block`: raw bytes, as `submitblock` takes them in hex.
+fn file_name(record: &BlockRecord) -> String {
+    format!("{}-{}.block", record.height, hex_of(&record.hash))
+}
+
+/// The file is whole and on disk under its name, or there is an error and no such file.
+fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<PathBuf> {
+    let file = dir.join(name);
+    let unfinished = dir.join(format!("{name}.part"));
+    let mut out = File::create(&unfinished)?;
+    out.write_all(bytes)?;
+    out.sync_all()?;
+    fs::rename(&unfinished, &file)?;
+    // The name itself is only durable once its folder is.
+    File::open(dir)?.sync_all()?;
+    Ok(file)
+}
+
+/// The bytes of a block of ours, wherever its file stands. `None` once it was dropped.
+#[must_use]
+pub fn read_kept(data_dir: &Path, record: &BlockRecord) -> Option<Vec<u8>> {
+    let (dir, name) = (data_dir.join("blocks"), file_name(record));
+    fs::read(dir.join("settled").join(&name)).or_else(|_| fs::read(dir.join(&name))).ok()
+}
+
+/// Blocks on disk that no node has answered for. A file that is no block is set aside with a warning,
+/// never deleted.
+fn read_unsettled(dir: &Path) -> io::Result<Vec<Kept>> {
+    let mut blocks = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let file = entry?.path();
+        if file.extension().is_none_or(|extension| extension != "block") {
+            continue;
+        }
+        let bytes = fs::read(&file)?;
+        match record_from(&file, &bytes) {
+            Some(record) => blocks.push(Kept { record, bytes, file: Some(file) }),
+            None => {
+                warn!(file = %file.display(), "not a block; left alone under another name");
+                fs::rename(&file, file.with_extension("unreadable"))?;
+            }
+        }
+    }
+    Ok(blocks)
+}
+
+fn record_from(file: &Path, bytes: &[u8]) -> Option<BlockRecord> {
+    let block: bitcoin::Block = bitcoin::consensus::deserialize(bytes).ok()?;
+    let owner = fs::read_to_string(file.with_extension("owner")).unwrap_or_default();
+    let mut owner = owner.lines().map(str::to_owned);
+    let outputs = &block.txdata.first()?.output;
+    Some(BlockRecord {
+        hash: block.block_hash().to_byte_array(),
+        height: u32::try_from(block.bip34_block_height().ok()?).ok()?,
+        prev_hash: block.header.prev_blockhash.to_byte_array(),
+        found_at_ms: u64::from(block.header.time) * 1_000,
+        account: owner.next().unwrap_or_else(|| "unknown".into()),
+        worker: owner.next().unwrap_or_default(),
+        value_sats: outputs.iter().map(|output| output.value.to_sat()).sum(),
+        nbits: block.header.bits.to_consensus(),
+        state: BlockState::Found,
+        detail: String::new(),
+    })
+}
+
+/// Out of the folder that a start offers from. Beyond `SETTLED_BLOCKS_KEPT` the oldest are dropped: the
+/// chain and the store have them.
+fn move_to_settled(dir: &Path, file: &Path) -> io::Result<()> {
+    let settled = dir.join("settled");
+    let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    fs::rename(file, settled.join(name))?;
+    let owner = file.with_extension("owner");
+    if owner.exists() {
+        fs::remove_file(owner)?;
+    }
+    let mut kept: Vec<_> = fs::read_dir(&settled)?.collect::<Result<_, _>>()?;
+    if kept.len() > SETTLED_BLOCKS_KEPT {
+        kept.sort_by_key(|entry| entry.metadata().and_then(|meta| meta.modified()).ok());
+        for entry in &kept[..kept.len() - SETTLED_BLOCKS_KEPT] {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,336 @@
+//! `pool demo`: the whole pool on a development chain of its own, with a CPU miner that connects over
+//! real TCP and Noise, so that a person sees a block within seconds and can point a device at it.
+//! Called by `cli`; uses nothing that `pool run` does not.
+//!
+//! Must never touch a real network's coins: the chain is regtest, made and checked in this process.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bitcoin::Address;
+use ruint::aliases::U256;
+use serde::Serialize;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, NodeKind};
+use crate::cpu_miner::{self, CpuMinerOptions, MinerReport};
+use crate::run::{self, Running};
+use crate::store::{BlockRecord, BlockState, Totals};
+use crate::templates::hex_of;
+
+/// What the command line says.
+#[derive(Debug, Clone)]
+pub struct DemoOptions {
+    /// Stop by itself after this long.
+    pub stop_after: Option<Duration>,
+    /// One JSON object on stdout at the end, nothing else there.
+    pub json: bool,
+    /// Where miners connect.
+    pub listen: Option<SocketAddr>,
+    /// Where the API listens.
+    pub http: Option<SocketAddr>,
+    /// Kept between runs; a temporary folder otherwise.
+    pub data_dir: Option<PathBuf>,
+    /// Without the built-in miner: for a device.
+    pub no_miner: bool,
+    /// Transactions in each template.
+    pub tx_count: Option<u32>,
+}
+
+/// What a demo did, as `--json` prints it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DemoResult {
+    /// Shares that their miners were told Success for: each is in the store.
+    pub shares_acknowledged: u64,
+    /// Shares told no, for any reason.
+    pub shares_rejected: u64,
+    /// Shares whose header was a block.
+    pub blocks_found: u64,
+    /// Blocks that the chain took.
+    pub blocks_accepted: u64,
+    /// Expected hashes behind the credited shares.
+    pub credited_work: u64,
+    /// From the start of the program to the first Success; null if there was none.
+    pub seconds_to_first_share: Option<f64>,
+}
+
+/// How often the screen is looked at anew.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often the shares are summed up in a line.
+const SUM_EVERY: Duration = Duration::from_secs(2);
+/// Hashes a block takes on average: a second or two of one CPU core.
+const BLOCK_HASHES: u64 = 1 << 23;
+/// 2^19 hashes a share at the easiest, so that the first comes at once.
+const FLOOR_LOG2: i16 = -13;
+/// Two a second: something to look at.
+const SHARES_PER_MINUTE: u32 = 120;
+
+/// Runs the demo; `Err` also if it was to stop by itself and no share or no block was accepted.
+pub async fn demo(options: DemoOptions, shutdown: CancellationToken) -> Result<DemoResult> {
+    let began = Instant::now();
+    let temporary = match &options.data_dir {
+        Some(_) => None,
+        None => Some(temporary_folder()?),
+    };
+    let data_dir = options.data_dir.clone().or_else(|| temporary.as_ref().map(|dir| dir.0.clone()));
+    let config = config_of(&options, data_dir.context("a data folder")?);
+    let running = run::start(&config, &shutdown).await?;
+    let screen = Screen { quiet: options.json, began };
+    screen.welcome(&running, &options, &config);
+
+    let before = running.store.totals().await.context("reading the store")?;
+    let report = Arc::new(MinerReport::default());
+    let miner_stop = CancellationToken::new();
+    let miner = (!options.no_miner).then(|| {
+        let at = loopback_of(running.listen);
+        let mining = CpuMinerOptions::new(&at.ip().to_string(), at.port(), running.authority.clone());
+        tokio::spawn(cpu_miner::run(mining, Arc::clone(&report), miner_stop.clone()))
+    });
+    let shown = miner.is_some().then_some(&*report);
+    let seen = watch(&running, shown, &options, &screen, &shutdown).await;
+    miner_stop.cancel();
+    if let Some(miner) = miner {
+        miner.await.context("the built-in miner")??;
+    }
+    let metrics = Arc::clone(&running.metrics);
+    let store = running.store.clone();
+    let after = store.totals().await.context("reading the store")?;
+    running.stop().await;
+    seen?;
+
+    let result = DemoResult {
+        shares_acknowledged: after.shares - before.shares,
+        shares_rejected: metrics.rejected_so_far(),
+        blocks_found: after.blocks_found - before.blocks_found,
+        blocks_accepted: after.blocks_accepted - before.blocks_accepted,
+        credited_work: (after.work - before.work).saturating_to(),
+        seconds_to_first_share: metrics
+            .first_acknowledged()
+            .map(|at| at.saturating_duration_since(began.into_std()).as_secs_f64()),
+    };
+    if options.json {
+        println!("{}", serde_json::to_string(&result).context("writing the result")?);
+    } else {
+        screen.farewell(&result);
+    }
+    if options.stop_after.is_some() && (result.shares_acknowledged == 0 || result.blocks_accepted == 0)
+    {
+        bail!("no share or no block was accepted in the time given");
+    }
+    Ok(result)
+}
+
+fn config_of(options: &DemoOptions, data_dir: PathBuf) -> Config {
+    let mut config = Config::default();
+    config.pool.data_dir = data_dir;
+    config.pool.drain_s = 2;
+    config.node.kind = NodeKind::Embedded;
+    config.embedded.block_hashes = BLOCK_HASHES;
+    if let Some(tx_count) = options.tx_count {
+        config.embedded.tx_count = tx_count;
+    }
+    if let Some(listen) = options.listen {
+        config.listen.address = listen;
+    }
+    // Any free port: a demo should start beside whatever else runs here.
+    config.http.address = options.http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
+    config.difficulty.floor_log2 = FLOOR_LOG2;
+    config.difficulty.shares_per_minute = SHARES_PER_MINUTE;
+    config
+}
+
+/// Until the time is up or somebody stops it.
+async fn watch(
+    running: &Running,
+    report: Option<&MinerReport>,
+    options: &DemoOptions,
+    screen: &Screen,
+    shutdown: &CancellationToken,
+) -> Result<()> {
+    let mut look = interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut known = running.store.totals().await?;
+    let mut summed_at = Instant::now();
+    let mut told = running.store.blocks(BLOCKS_LOOKED_AT).await?;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            _ = look.tick() => {}
+        }
+        let totals = running.store.totals().await?;
+        let first = known.shares == 0 && totals.shares > 0;
+        if first || (summed_at.elapsed() >= SUM_EVERY && totals.shares != known.shares) {
+            screen.shares(&known, &totals, summed_at.elapsed(), report);
+            known = totals;
+            summed_at = Instant::now();
+        }
+        let blocks = running.store.blocks(BLOCKS_LOOKED_AT).await?;
+        for block in blocks.iter().rev().filter(|block| !told.iter().any(|old| old.hash == block.hash)) {
+            screen.block(block, running);
+        }
+        told = blocks;
+        if options.stop_after.is_some_and(|limit| screen.began.elapsed() >= limit) {
+            return Ok(());
+        }
+    }
+}
+
+/// More than are found between two looks.
+const BLOCKS_LOOKED_AT: usize = 32;
+
+/// What a person reads. Silent with `--json`.
+struct Screen {
+    quiet: bool,
+    began: Instant,
+}
+
+impl Screen {
+    fn say(&self, line: &str) {
+        if !self.quiet {
+            println!("{line}");
+        }
+    }
+
+    fn timed(&self, line: &str) {
+        self.say(&format!("{:>6.1} s  {line}", self.began.elapsed().as_secs_f64()));
+    }
+
+    fn welcome(&self, running: &Running, options: &DemoOptions, config: &Config) {
+        let host = device_host(running.listen);
+        self.say("Smallholder demo: a whole pool on a development chain of its own. Nothing here is");
+        self.say("real money. Stop with Ctrl-C.");
+        self.say("");
+        self.say("Point a Stratum V2 device (Bitaxe: AxeOS 2.14 or later) at it with these four fields:");
+        self.say(&format!("    host            {host}"));
+        self.say(&format!("    port            {}", running.listen.port()));
+        self.say("    user            anything.device");
+        self.say(&format!("    authority key   {}", running.authority));
+        self.say("");
+        self.say(&format!("API and metrics     http://{}/api/v1/pool  /metrics", running.http));
+        self.say(&format!("data                {}", config.pool.data_dir.display()));
+        self.say(&format!("transactions        {} in each template", config.embedded.tx_count));
+        if options.no_miner {
+            self.say("No built-in miner: waiting for a device.");
+        }
+        self.say("");
+    }
+
+    fn shares(&self, before: &Totals, now: &Totals, over: Duration, report: Option<&MinerReport>) {
+        let shares = now.shares - before.shares;
+        let rate = report.map_or_else(
+            || approximate(now.work - before.work) / over.as_secs_f64().max(0.25),
+            |report| report.status().hashes_per_s as f64,
+        );
+        self.timed(&format!(
+            "{shares:>4} shares acknowledged, {} in all; hash rate {}",
+            now.shares,
+            rate_for_people(rate)
+        ));
+    }
+
+    fn block(&self, block: &BlockRecord, running: &Running) {
+        let state = match block.state {
+            BlockState::Found => "found",
+            BlockState::Accepted => "found and accepted",
+            BlockState::Stale => "found, but another was first",
+            BlockState::Rejected => "found and REJECTED",
+            BlockState::Confirmed => "confirmed",
+        };
+        self.timed(&format!("BLOCK {} {state}", block.height));
+        self.say(&format!("            hash      {}", hex_of(&block.hash)));
+        let Some(coinbase) = coinbase_of(block, running) else { return };
+        self.say(&format!("            coinbase  {}", coinbase.compute_txid()));
+        if let Some(input) = coinbase.input.first() {
+            let text: String = input
+                .script_sig
+                .as_bytes()
+                .iter()
+                .map(|byte| if byte.is_ascii_graphic() { char::from(*byte) } else { '.' })
+                .collect();
+            self.say(&format!("            scriptSig {text}"));
+        }
+        for output in coinbase.output.iter().filter(|output| output.value.to_sat() > 0) {
+            let to = Address::from_script(&output.script_pubkey, bitcoin::Network::Regtest)
+                .map_or_else(|_| output.script_pubkey.to_string(), |address| address.to_string());
+            self.say(&format!("            pays      {} sats to {to}", output.value.to_sat()));
+        }
+    }
+
+    fn farewell(&self, result: &DemoResult) {
+        self.say("");
+        self.say(&format!(
+            "{} shares acknowledged, {} rejected; {} blocks found, {} accepted.",
+            result.shares_acknowledged,
+            result.shares_rejected,
+            result.blocks_found,
+            result.blocks_accepted
+        ));
+    }
+}
+
+/// The block's first transaction, from the file that was written before the node had it.
+fn coinbase_of(block: &BlockRecord, running: &Running) -> Option<bitcoin::Transaction> {
+    let bytes = crate::block::read_kept(&running.data_dir, block)?;
+    let block: bitcoin::Block = bitcoin::consensus::deserialize(&bytes).ok()?;
+    block.txdata.into_iter().next()
+}
+
+fn approximate(work: U256) -> f64 {
+    work.as_limbs().iter().rev().fold(0.0, |sum, limb| sum * 2f64.powi(64) + *limb as f64)
+}
+
+/// Hashes a second with a unit that a person can read.
+fn rate_for_people(rate: f64) -> String {
+    let units = ["H/s", "kH/s", "MH/s", "GH/s", "TH/s", "PH/s", "EH/s"];
+    let mut value = rate;
+    let mut unit = 0;
+    while value >= 1_000.0 && unit + 1 < units.len() {
+        value /= 1_000.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", units[unit])
+}
+
+fn loopback_of(listen: SocketAddr) -> SocketAddr {
+    match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from(([127, 0, 0, 1], listen.port())),
+        IpAddr::V6(ip) if ip.is_unspecified() => (std::net::Ipv6Addr::LOCALHOST, listen.port()).into(),
+        IpAddr::V4(_) | IpAddr::V6(_) => listen,
+    }
+}
+
+/// The address that a device in the same network would use: that of the interface with the default
+/// route. Asking for the route sends nothing.
+fn device_host(listen: SocketAddr) -> IpAddr {
+    if !listen.ip().is_unspecified() {
+        return listen.ip();
+    }
+    let route = || {
+        let socket = UdpSocket::bind(("0.0.0.0", 0)).ok()?;
+        // A documentation address (RFC 5737): no packet leaves for a UDP connect.
+        socket.connect(("192.0.2.1", 9)).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    route().unwrap_or(IpAddr::from([127, 0, 0, 1]))
+}
+
+/// Removed when the demo ends.
+struct TemporaryFolder(PathBuf);
+
+fn temporary_folder() -> Result<TemporaryFolder> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
+    let path = std::env::temp_dir().join(format!("smallholder-demo-{}", hex::encode(random)));
+    std::fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
+    Ok(TemporaryFolder(path))
+}
+
+impl Drop for TemporaryFolder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

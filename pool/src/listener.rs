@@ -1,0 +1,115 @@
+//! The door: accepts connections, holds them against the limits, and hands each to a task of its own.
+//! Started by `run`.
+//!
+//! Must never be stopped by a client, and never make those who are in wait for those who knock.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tracing::{debug, warn};
+
+use crate::limits::ACCEPT_PAUSE;
+use crate::metrics::HandshakeFailure;
+use crate::miner::{self, Shared};
+
+/// How many may be in.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// In all.
+    pub connections_max: usize,
+    /// From one address (one /64 in IPv6, which one household has).
+    pub per_address_max: usize,
+}
+
+/// Accepts until `shared.shutdown`, then waits for every connection to end.
+pub async fn serve(listener: TcpListener, room: Room, shared: Arc<Shared>) {
+    let mut inside = Inside::default();
+    let mut tasks: JoinSet<IpAddr> = JoinSet::new();
+    let mut next_id = 1u64;
+    loop {
+        tokio::select! {
+            () = shared.shutdown.cancelled() => break,
+            Some(ended) = tasks.join_next() => inside.left(ended, &shared),
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => {
+                    if let Err(full) = inside.enter(peer, room) {
+                        shared.metrics.handshake_failed(full);
+                        debug!(%peer, why = full.as_str(), "connection refused");
+                        continue;
+                    }
+                    tasks.spawn(one(stream, peer, next_id, Arc::clone(&shared)));
+                    next_id += 1;
+                }
+                // Out of file descriptors, or a client gone before its turn: the next may do better.
+                Err(error) => {
+                    warn!(%error, "accept failed");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    while tasks.join_next().await.is_some() {}
+}
+
+async fn one(stream: TcpStream, peer: SocketAddr, id: u64, shared: Arc<Shared>) -> IpAddr {
+    // A task of its own once more, so that a panic in it still gives back its place at the door.
+    let ended = tokio::spawn(miner::serve(stream, peer, id, Arc::clone(&shared))).await;
+    if let Err(error) = ended {
+        tracing::error!(%peer, %error, "a connection's task failed; every other goes on");
+        shared.board.remove(id).await;
+        shared.metrics.connection_closed();
+    }
+    household(peer.ip())
+}
+
+/// Who is in, by household.
+#[derive(Debug, Default)]
+struct Inside {
+    total: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+impl Inside {
+    fn enter(&mut self, peer: SocketAddr, room: Room) -> Result<(), HandshakeFailure> {
+        if self.total >= room.connections_max {
+            return Err(HandshakeFailure::Full);
+        }
+        let count = self.by_address.entry(household(peer.ip())).or_default();
+        if *count >= room.per_address_max {
+            return Err(HandshakeFailure::AddressFull);
+        }
+        *count += 1;
+        self.total += 1;
+        Ok(())
+    }
+
+    fn left(&mut self, ended: Result<IpAddr, tokio::task::JoinError>, _shared: &Shared) {
+        let Ok(address) = ended else { return };
+        self.total = self.total.saturating_sub(1);
+        if let Some(count) = self.by_address.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_address.remove(&address);
+            }
+        }
+    }
+}
+
+/// What one customer of an internet provider has: an IPv4 address or a /64.
+fn household(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => IpAddr::V4(v4),
+            None => {
+                let [a, b, c, d, ..] = v6.segments();
+                IpAddr::V6([a, b, c, d, 0, 0, 0, 0].into())
+            }
+        },
+    }
+}

@@ -1,0 +1,541 @@
+//! One mining connection's task: the link, the setup conversation, the mining server, and what the
+//! server wants done. Spawned by `listener` for each connection; owns everything of it, so nothing is
+//! locked and a slow miner slows only itself.
+//!
+//! Waiting, acting and writing are apart: `next` only waits, `apply` only acts, then effects are
+//! carried out (a found block first) and all that was said goes out in one write.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use proto::connection::{Connection, SetupMachine, SetupPolicy, SetupStep, Setup, Violation};
+use proto::extranonce::ExtranonceAllocator;
+use proto::limits::CREDIT_BATCHES_OPEN_MAX;
+use proto::message::{EXTENSION_WORKER_HASHRATE, Message, Received, SetupConnection};
+use proto::mining::server::{Effect, Input, Outbox, Policy, Server};
+use proto::mining::{ChannelId, Committed, Kind, Now};
+use proto::net::{Link, LinkError};
+use proto::noise::{EphemeralSecret, Identity};
+use proto::share::Refusal;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use crate::block::BlocksHandle;
+use crate::board::{BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot, RateMeter};
+use crate::credit::CreditHandle;
+use crate::limits::{BOARD_EVERY_MS, CLOSE_WAIT, FIRST_CHANNEL_WAIT, WRITE_STALL_MAX};
+use crate::metrics::{HandshakeFailure, Metrics};
+use crate::templates::Published;
+
+/// What every connection may use: values that never change, and handles.
+pub struct Shared {
+    /// How channels are run.
+    pub policy: Arc<Policy>,
+    /// What SetupConnection is held against.
+    pub setup: SetupPolicy,
+    /// Who we are; changes when a certificate is renewed.
+    pub identity: watch::Receiver<Arc<Identity>>,
+    /// What is mined.
+    pub templates: watch::Receiver<Published>,
+    /// Search space.
+    pub extranonces: ExtranonceAllocator,
+    /// Where good shares go.
+    pub credit: CreditHandle,
+    /// Where blocks go.
+    pub blocks: BlocksHandle,
+    /// Where the API reads.
+    pub board: BoardHandle,
+    /// What Prometheus reads.
+    pub metrics: Arc<Metrics>,
+    /// From accept to the answer of SetupConnection.
+    pub handshake_deadline: Duration,
+    /// Handshakes at once; each is a tenth of a millisecond of one core.
+    pub handshakes: Semaphore,
+    /// How long a connection may take to say good-bye.
+    pub drain: Duration,
+    /// Time.
+    pub clock: Clock,
+    /// The pool is stopping.
+    pub shutdown: CancellationToken,
+}
+
+/// The clock that machines are told.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// Counts from now.
+    #[must_use]
+    pub fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    /// Now.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        Now { mono_ms: self.start.elapsed().as_millis() as u64, unix_s: unix_s() }
+    }
+
+    fn instant(&self, mono_ms: u64) -> Instant {
+        // Deadlines are hours away at most; one that is beyond all reckoning is a day.
+        let ahead = mono_ms.min(self.now().mono_ms.saturating_add(86_400_000));
+        self.start + Duration::from_millis(ahead)
+    }
+}
+
+/// Seconds since 1970; a clock before that or after 2106 reads as the nearest end.
+#[must_use]
+pub fn unix_s() -> u32 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the client closed the connection")]
+    Eof,
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error("protocol violation: {0}")]
+    Violation(#[from] Violation),
+    #[error("the client does not read what it is sent")]
+    Stalled,
+    #[error("no channel was opened")]
+    NoChannel,
+    #[error("the pool is stopping")]
+    Stopping,
+    #[error("the ledger has ended")]
+    LedgerEnded,
+}
+
+/// Serves one connection from handshake to good-bye.
+pub async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, shared: Arc<Shared>) {
+    let greeted = timeout(shared.handshake_deadline, greet(stream, &shared)).await;
+    let greeting = match greeted.unwrap_or(Err((HandshakeFailure::Deadline, None))) {
+        Ok(greeting) => greeting,
+        Err((why, detail)) => {
+            shared.metrics.handshake_failed(why);
+            // A bare connect and close is how devices probe for their first pool.
+            debug!(%peer, why = why.as_str(), detail, "no session");
+            return;
+        }
+    };
+    shared.metrics.connection_opened();
+    info!(connection = id, %peer, vendor = greeting.vendor, hardware = greeting.hardware, "connected");
+    let mut miner = Miner::new(greeting, peer, id, Arc::clone(&shared));
+    let end = miner.run().await;
+    let channels = miner.server.channels().count();
+    let shares: u64 = miner.server.channels().map(|view| view.tally.accepted).sum();
+    miner.finish().await;
+    info!(connection = id, %peer, why = %end, shares, "disconnected");
+    for _ in 0..channels {
+        shared.metrics.channel_closed();
+    }
+    shared.board.remove(id).await;
+    shared.metrics.connection_closed();
+}
+
+/// A link that has said SetupConnection and been told Success.
+struct Greeting {
+    link: Link,
+    machine: SetupMachine,
+    setup: Setup,
+    vendor: String,
+    hardware: String,
+    firmware: String,
+}
+
+type NotGreeted = (HandshakeFailure, Option<String>);
+
+/// Handshake and SetupConnection. The caller has the deadline.
+async fn greet(stream: TcpStream, shared: &Shared) -> Result<Greeting, NotGreeted> {
+    let identity = Arc::clone(&shared.identity.borrow());
+    let fault = |why| move |error: LinkError| (why, Some(error.to_string()));
+    // Cost is only paid for those who sent their 64 bytes.
+    stream.readable().await.map_err(|_| (HandshakeFailure::Closed, None))?;
+    let mut probe = [0];
+    if matches!(stream.peek(&mut probe).await, Ok(0) | Err(_)) {
+        return Err((HandshakeFailure::Probe, None));
+    }
+    let mut link = {
+        let _permit = shared.handshakes.acquire().await;
+        let secret = ephemeral().map_err(|error| (HandshakeFailure::Noise, Some(error)))?;
+        Link::accept(stream, &identity, secret).await.map_err(fault(HandshakeFailure::Noise))?
+    };
+    let mut machine = SetupMachine::new(shared.setup);
+    let mut frames = Vec::new();
+    loop {
+        let Connection { inbound, outbound } = link.connection();
+        let violation = |error: Violation| (HandshakeFailure::Setup, Some(error.to_string()));
+        let Some(frame) = inbound.next_frame().map_err(violation)? else {
+            if link.fill().await.map_err(fault(HandshakeFailure::Closed))? == 0 {
+                return Err((HandshakeFailure::Closed, None));
+            }
+            continue;
+        };
+        let received = frame.message().map_err(violation)?;
+        let names = names_of(&received);
+        let step = machine.receive(received, &mut frames).map_err(violation)?;
+        outbound.send_frames(&frames);
+        match step {
+            SetupStep::Agreed(setup) => {
+                inbound.set_limit(setup.client_payload_max());
+                link.flush().await.map_err(fault(HandshakeFailure::Closed))?;
+                let (vendor, hardware, firmware) = names.unwrap_or_default();
+                return Ok(Greeting { link, machine, setup, vendor, hardware, firmware });
+            }
+            SetupStep::Refused(refusal) => {
+                let why = refusal.error_code.printable();
+                // The refusal is read, then the end of the stream (rule S8).
+                let _ = timeout(CLOSE_WAIT, link.close_after_flush()).await;
+                return Err((HandshakeFailure::Setup, Some(why)));
+            }
+            SetupStep::Negotiated | SetupStep::Discarded | SetupStep::Pass(_) => frames.clear(),
+        }
+    }
+}
+
+fn names_of(received: &Received<'_>) -> Option<(String, String, String)> {
+    let Received::Known(Message::SetupConnection(setup), _) = received else { return None };
+    let SetupConnection { vendor, hardware_version, firmware, .. } = setup;
+    Some((vendor.printable(), hardware_version.printable(), firmware.printable()))
+}
+
+/// Fresh secrets for one handshake.
+fn ephemeral() -> Result<EphemeralSecret, String> {
+    let (mut secret, mut encoding) = ([0; 32], [0; 32]);
+    getrandom::fill(&mut secret).map_err(|error| error.to_string())?;
+    getrandom::fill(&mut encoding).map_err(|error| error.to_string())?;
+    EphemeralSecret::new(secret, encoding).map_err(|error| error.to_string())
+}
+
+/// A session.
+struct Miner {
+    id: u64,
+    peer: SocketAddr,
+    vendor: String,
+    hardware: String,
+    firmware: String,
+    opened_at: u64,
+    link: Link,
+    machine: SetupMachine,
+    server: Server,
+    out: Outbox,
+    templates: watch::Receiver<Published>,
+    /// The tip that this connection was told of last.
+    tip_at: Instant,
+    committed: mpsc::Receiver<Committed>,
+    committed_to: mpsc::Sender<Committed>,
+    tally: HashMap<ChannelId, Meter>,
+    shown_ms: u64,
+    opened_ms: u64,
+    shared: Arc<Shared>,
+}
+
+/// What the board shows of a channel beyond the server's own view.
+struct Meter {
+    rate: RateMeter,
+    last_share_at: Option<u64>,
+}
+
+/// What `next` waited for.
+enum Event {
+    Bytes,
+    Template,
+    Committed(Committed),
+    Time,
+}
+
+impl Miner {
+    fn new(greeting: Greeting, peer: SocketAddr, id: u64, shared: Arc<Shared>) -> Self {
+        let Greeting { link, machine, setup, vendor, hardware, firmware } = greeting;
+        let mut templates = shared.templates.clone();
+        let Published { active, tip_at, .. } = templates.borrow_and_update().clone();
+        let now = shared.clock.now();
+        let server = Server::new(
+            Arc::clone(&shared.policy),
+            setup.flags,
+            shared.extranonces.clone(),
+            active,
+            now,
+        );
+        // Room for every batch that may be open, so that the ledger never waits for a connection.
+        let (committed_to, committed) = mpsc::channel(CREDIT_BATCHES_OPEN_MAX + 1);
+        Self {
+            id,
+            peer,
+            vendor,
+            hardware,
+            firmware,
+            opened_at: u64::from(now.unix_s),
+            link,
+            machine,
+            server,
+            out: Outbox::default(),
+            templates,
+            tip_at,
+            committed,
+            committed_to,
+            tally: HashMap::new(),
+            shown_ms: 0,
+            opened_ms: now.mono_ms,
+            shared,
+        }
+    }
+
+    /// Until the connection is to end. What was accepted by then is not lost: `finish` comes after.
+    async fn run(&mut self) -> End {
+        // Frames may stand in the buffer already, behind SetupConnection.
+        let mut event = Event::Bytes;
+        loop {
+            match self.step(event).await {
+                Ok(next) => event = next,
+                Err(end) => return end,
+            }
+        }
+    }
+
+    async fn step(&mut self, event: Event) -> Result<Event, End> {
+        let new_tip = matches!(event, Event::Template).then(|| self.templates.borrow().tip_at);
+        self.apply(event)?;
+        self.carry_out().await?;
+        self.flush().await?;
+        if let Some(tip_at) = new_tip.filter(|tip_at| *tip_at != self.tip_at) {
+            self.tip_at = tip_at;
+            self.shared.metrics.job_sent(tip_at.elapsed().as_secs_f64());
+        }
+        self.next().await
+    }
+
+    /// Only waits. Whatever it was waiting for and did not return is still there the next time.
+    async fn next(&mut self) -> Result<Event, End> {
+        let due = self.server.deadline_ms().min(self.shown_ms.saturating_add(BOARD_EVERY_MS));
+        let due = self.shared.clock.instant(due);
+        // At the bound of open batches the socket is left alone: the store slows the miner, never
+        // fills our memory.
+        let reads = self.server.takes_more();
+        tokio::select! {
+            biased;
+            () = self.shared.shutdown.cancelled() => Err(End::Stopping),
+            changed = self.templates.changed() => {
+                changed.map(|()| Event::Template).map_err(|_| End::Stopping)
+            }
+            Some(committed) = self.committed.recv() => Ok(Event::Committed(committed)),
+            filled = self.link.fill(), if reads => match filled? {
+                0 => Err(End::Eof),
+                _ => Ok(Event::Bytes),
+            },
+            () = sleep_until(due) => Ok(Event::Time),
+        }
+    }
+
+    /// Only acts.
+    fn apply(&mut self, event: Event) -> Result<(), End> {
+        let now = self.shared.clock.now();
+        match event {
+            Event::Bytes => self.take_frames(now)?,
+            Event::Template => {
+                let active = Arc::clone(&self.templates.borrow_and_update().active);
+                self.server.handle(now, Input::Template(active), &mut self.out)?;
+            }
+            Event::Committed(committed) => {
+                self.server.handle(now, Input::Committed(committed), &mut self.out)?;
+                // Frames may have been left in the buffer at the bound of open batches.
+                self.take_frames(now)?;
+            }
+            Event::Time => {
+                self.server.handle(now, Input::Time, &mut self.out)?;
+                if now.mono_ms >= self.shown_ms.saturating_add(BOARD_EVERY_MS) {
+                    self.show(now);
+                }
+                let waited = Duration::from_millis(now.mono_ms.saturating_sub(self.opened_ms));
+                if waited > FIRST_CHANNEL_WAIT && self.tally.is_empty() {
+                    return Err(End::NoChannel);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every whole frame that has arrived, until the bound of open batches.
+    fn take_frames(&mut self, now: Now) -> Result<(), End> {
+        while self.server.takes_more() {
+            let Connection { inbound, .. } = self.link.connection();
+            let Some(frame) = inbound.next_frame()? else { break };
+            match self.machine.receive(frame.message()?, &mut self.out.frames)? {
+                SetupStep::Pass(Received::Known(message, tlvs)) => {
+                    self.server.handle(now, Input::Message(message, tlvs), &mut self.out)?;
+                }
+                SetupStep::Pass(Received::UnknownCore(number)) => {
+                    return Err(Violation::UnknownMessage(number).into());
+                }
+                SetupStep::Pass(Received::UnknownExtension(_)) | SetupStep::Discarded => {}
+                SetupStep::Negotiated => {
+                    let negotiated = self.machine.has_extension(EXTENSION_WORKER_HASHRATE);
+                    self.server.set_worker_hashrate(negotiated);
+                }
+                SetupStep::Agreed(_) | SetupStep::Refused(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what the server asked for, in its order: a block is on disk before its share is answered.
+    async fn carry_out(&mut self) -> Result<(), End> {
+        for effect in std::mem::take(&mut self.out.effects) {
+            match effect {
+                Effect::BlockFound(found) => self.shared.blocks.keep(*found).await,
+                Effect::Credit(batch) => {
+                    let submitted = self.shared.credit.submit(batch, self.committed_to.clone()).await;
+                    submitted.map_err(|_| End::LedgerEnded)?;
+                }
+                said @ (Effect::Acknowledged { .. }
+                | Effect::Refused { .. }
+                | Effect::Opened(_)
+                | Effect::OpenRefused(_)
+                | Effect::Closed(..)) => self.note(said),
+            }
+        }
+        Ok(())
+    }
+
+    /// Effects that are only to be counted and said.
+    fn note(&mut self, effect: Effect) {
+        let metrics = &self.shared.metrics;
+        let now = self.shared.clock.now();
+        let seconds = now.mono_ms as f64 / 1_000.0;
+        match effect {
+            Effect::Acknowledged { channel, difficulty, shares, oldest_ms } => {
+                metrics.shares_accepted(u64::from(shares), difficulty);
+                let waited = now.mono_ms.saturating_sub(oldest_ms);
+                metrics.share_acknowledged(waited as f64 / 1_000.0);
+                if let Some(meter) = self.tally.get_mut(&channel) {
+                    meter.last_share_at = Some(u64::from(now.unix_s));
+                    meter.rate.share_accepted(seconds, difficulty.hashes() * f64::from(shares));
+                }
+                debug!(connection = self.id, channel = channel.0, shares, waited, "acknowledged");
+            }
+            Effect::Refused { channel, refusal } => {
+                metrics.share_rejected(refusal.code());
+                debug!(connection = self.id, channel = channel.0, why = refusal.code(), "refused");
+            }
+            Effect::Opened(channel) => {
+                metrics.channel_opened();
+                let rate = RateMeter::new(seconds);
+                self.tally.insert(channel, Meter { rate, last_share_at: None });
+                self.shown_ms = 0;
+                if let Some(view) = self.server.channels().find(|view| view.id == channel) {
+                    info!(
+                        connection = self.id,
+                        channel = channel.0,
+                        kind = kind_name(view.kind),
+                        account = %view.owner.account,
+                        worker = %view.owner.worker,
+                        difficulty_log2 = view.difficulty.log2(),
+                        "channel opened"
+                    );
+                }
+            }
+            Effect::OpenRefused(why) => {
+                info!(connection = self.id, peer = %self.peer, why, "channel refused");
+            }
+            Effect::Closed(channel, owner) => {
+                metrics.channel_closed();
+                info!(connection = self.id, channel = channel.0, account = %owner.account, "channel closed");
+            }
+            Effect::BlockFound(_) | Effect::Credit(_) => {}
+        }
+    }
+
+    /// One write for all that was said. A client that does not read is dropped.
+    async fn flush(&mut self) -> Result<(), End> {
+        let outbound = &mut self.link.connection().outbound;
+        outbound.send_frames(&self.out.frames);
+        self.out.frames.clear();
+        if outbound.pending().is_empty() {
+            return Ok(());
+        }
+        match timeout(WRITE_STALL_MAX, self.link.flush()).await {
+            Ok(flushed) => Ok(flushed?),
+            Err(_) => {
+                self.shared.metrics.outbox_dropped();
+                Err(End::Stalled)
+            }
+        }
+    }
+
+    /// The connection ends; its accepted shares do not. The open batch goes to the ledger, what the
+    /// ledger answers in time is acknowledged, and what was said is read before the link closes.
+    async fn finish(mut self) {
+        let patience = Instant::now() + self.shared.drain;
+        self.server.close_batch(&mut self.out);
+        let mut handed_in = self.carry_out().await.is_ok();
+        while handed_in && self.server.batches_under_way() > 0 {
+            let committed = tokio::select! {
+                Some(committed) = self.committed.recv() => committed,
+                () = sleep_until(patience) => break,
+            };
+            let now = self.shared.clock.now();
+            let told = self.server.handle(now, Input::Committed(committed), &mut self.out);
+            handed_in = told.is_ok() && self.carry_out().await.is_ok();
+        }
+        let outbound = &mut self.link.connection().outbound;
+        outbound.send_frames(&self.out.frames);
+        // A peer that is gone or does not read has had its time.
+        let _ = timeout(CLOSE_WAIT, self.link.close_after_flush()).await;
+    }
+
+    /// Publishes this connection's row.
+    fn show(&mut self, now: Now) {
+        self.shown_ms = now.mono_ms;
+        let channels = self.server.channels().map(|view| {
+            let meter = self.tally.get(&view.id);
+            let codes = Refusal::ALL.iter().zip(view.tally.refused);
+            let rate = meter.map(|meter| {
+                meter.rate.rates(now.mono_ms as f64 / 1_000.0, view.difficulty.hashes())
+            });
+            ChannelSnapshot {
+                id: view.id.0,
+                kind: match view.kind {
+                    Kind::Standard => ChannelKind::Standard,
+                    Kind::Extended => ChannelKind::Extended,
+                },
+                account: Arc::clone(&view.owner.account),
+                worker: Arc::clone(&view.owner.worker),
+                difficulty_log2: view.difficulty.log2(),
+                shares_accepted: view.tally.accepted,
+                shares_rejected: codes
+                    .filter(|(_, count)| *count > 0)
+                    .map(|(refusal, count)| (refusal.code(), count))
+                    .collect(),
+                work: view.tally.work.to_string(),
+                last_share_at: meter.and_then(|meter| meter.last_share_at),
+                hash_rate: rate.unwrap_or_default(),
+            }
+        });
+        self.shared.board.publish(ConnectionSnapshot {
+            id: self.id,
+            peer: self.peer,
+            vendor: self.vendor.clone(),
+            hardware: self.hardware.clone(),
+            firmware: self.firmware.clone(),
+            opened_at: self.opened_at,
+            channels: channels.collect(),
+        });
+    }
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Standard => "standard",
+        Kind::Extended => "extended",
+    }
+}

@@ -1,0 +1,285 @@
+//! The pool as a whole: what is started in which order, who owns what, and how it stops. The page to
+//! read first. Called by `cli` (`pool run`) and by `demo`.
+//!
+//! Order matters twice. Starting: nothing listens before the keys, the store, the seen proofs, the
+//! node's first template and the blocks of an earlier run are in hand. Stopping: miners first, then the
+//! ledger that their last batches need, then the rest.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
+use job_declarator::node::rpc::{RpcAuth, RpcNode, RpcOptions};
+use job_declarator::node::{ChainInfo, Node};
+use proto::connection::SetupPolicy;
+use proto::extranonce::ExtranonceAllocator;
+use proto::message::{EXTENSION_WORKER_HASHRATE, setup_flags};
+use proto::mining::server::Policy;
+use proto::noise::AuthorityPublicKey;
+use proto::target::Difficulty;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::block::Blocks;
+use crate::board::{BoardHandle, board};
+use crate::config::{Config, NodeKind, NodeLogin};
+use crate::credit::Credit;
+use crate::keys::{IdentityWatch, KeyFiles};
+use crate::limits::{HANDSHAKES_AT_ONCE, NODE_RETRY_FIRST, NODE_RETRY_MAX};
+use crate::listener::{self, Room};
+use crate::metrics::Metrics;
+use crate::miner::{Clock, Shared, unix_s};
+use crate::store::Store;
+use crate::templates::{Published, Templates};
+
+/// What the mining port serves. Work selection is refused until job declaration is built: a client that
+/// needs it hears so at once.
+const SETUP: SetupPolicy = SetupPolicy {
+    supported_flags: setup_flags::REQUIRES_STANDARD_JOBS | setup_flags::REQUIRES_VERSION_ROLLING,
+    supported_extensions: &[EXTENSION_WORKER_HASHRATE],
+    ..SetupPolicy::MINING
+};
+
+/// A pool that runs.
+pub struct Running {
+    /// Where miners connect.
+    pub listen: SocketAddr,
+    /// Where the API listens.
+    pub http: SocketAddr,
+    /// Keys, blocks, and the SQLite file if there is one.
+    pub data_dir: PathBuf,
+    /// What miners pin.
+    pub authority: AuthorityPublicKey,
+    /// What is mined.
+    pub templates: watch::Receiver<Published>,
+    /// What is credited.
+    pub store: Store,
+    /// Who is connected.
+    pub board: BoardHandle,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The node that templates come from.
+    pub node: Arc<dyn Node>,
+    door: JoinHandle<()>,
+    ledger: JoinHandle<()>,
+    blocks: JoinHandle<()>,
+    feed: JoinHandle<()>,
+    miners_stop: CancellationToken,
+    rest_stop: CancellationToken,
+}
+
+/// Runs until SIGTERM or Ctrl-C, then drains.
+pub async fn run(config: Config) -> Result<()> {
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    let signals = tokio::spawn(async move {
+        wait_for_signal().await;
+        info!("stopping: miners are told, open batches are committed");
+        stop.cancel();
+    });
+    let running = start(&config, &shutdown).await?;
+    info!(
+        listen = %running.listen,
+        http = %running.http,
+        authority_key = %running.authority,
+        "pool is ready"
+    );
+    shutdown.cancelled().await;
+    // A second signal does not wait.
+    tokio::select! {
+        () = running.stop() => info!("stopped; every accepted share is committed"),
+        () = wait_for_signal() => warn!("stopped at once on a second signal"),
+    }
+    signals.abort();
+    Ok(())
+}
+
+/// Starts everything; `shutdown` gives up a start that waits for a node or a store.
+pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Running> {
+    let metrics = Arc::new(Metrics::new());
+    let data_dir = &config.pool.data_dir;
+    std::fs::create_dir_all(data_dir)
+        .with_context(|| format!("making the data folder {}", data_dir.display()))?;
+
+    let rest_stop = CancellationToken::new();
+    let files = KeyFiles::of(config);
+    let identity = files.load_or_make(unix_s()).context("the pool's keys")?;
+    let authority = identity.authority;
+    let watched = IdentityWatch::new(files, identity, Arc::clone(&metrics));
+    let identity = watched.subscribe();
+    tokio::spawn(watched.run(rest_stop.clone()).context("catching SIGHUP")?);
+
+    let store = Store::open(config.store_url()?.expose()).await.context("opening the store")?;
+    let epoch = store.begin_epoch(config.pool.node_id).await.context("counting this start")?;
+
+    let node = connect_node(config)?;
+    let chain = wait_for_chain(&*node, shutdown).await?;
+    if chain.network != config.network() {
+        bail!(
+            "the node {} is on {}, the configuration says {} (node.network)",
+            node.name(),
+            chain.network,
+            config.network()
+        );
+    }
+    let payout_script = config.payout_script(chain.network)?.into_bytes();
+
+    let miners_stop = shutdown.child_token();
+    let blocks = Blocks::new(data_dir, vec![Arc::clone(&node)], store.clone(), Arc::clone(&metrics))
+        .context("the folder of found blocks")?;
+    let (blocks, blocks_task) = blocks.spawn(rest_stop.clone()).context("blocks of an earlier run")?;
+
+    let credit = Credit::load(store.clone(), config.pool.node_id).await.context("rebuilding credit")?;
+    let (credit, ledger) = credit.spawn(rest_stop.clone());
+
+    let tag = config.pool.tag.clone().into_bytes();
+    let mut templates =
+        Templates::new(Arc::clone(&node), payout_script, tag, Arc::clone(&metrics));
+    let first = templates.first(shutdown).await.context("stopped before the first template")?;
+    let (templates, feed) = templates.spawn(first, rest_stop.clone());
+
+    let (board, board_task) = board(Arc::clone(&metrics));
+    tokio::spawn(board_task);
+    let http = crate::api::serve(config, &store, &board, &metrics, &templates, &rest_stop)
+        .await
+        .context("the HTTP port")?;
+
+    let listener = TcpListener::bind(config.listen.address)
+        .await
+        .with_context(|| format!("listening on {}", config.listen.address))?;
+    let listen = listener.local_addr().context("the address listened on")?;
+    let shared = Shared {
+        policy: Arc::new(Policy {
+            shares_per_minute: f64::from(config.difficulty.shares_per_minute),
+            floor: Difficulty::from_log2(config.difficulty.floor_log2),
+            ..Policy::default()
+        }),
+        setup: SETUP,
+        identity,
+        templates: templates.clone(),
+        extranonces: ExtranonceAllocator::new(config.pool.node_id, epoch),
+        credit,
+        blocks,
+        board: board.clone(),
+        metrics: Arc::clone(&metrics),
+        handshake_deadline: Duration::from_secs(config.listen.handshake_deadline_s.into()),
+        handshakes: Semaphore::new(HANDSHAKES_AT_ONCE),
+        drain: Duration::from_secs(config.pool.drain_s.into()),
+        clock: Clock::start(),
+        shutdown: miners_stop.clone(),
+    };
+    let room = Room {
+        connections_max: config.listen.max_connections as usize,
+        per_address_max: config.listen.max_connections_per_address as usize,
+    };
+    let door = tokio::spawn(listener::serve(listener, room, Arc::new(shared)));
+    Ok(Running {
+        listen,
+        http,
+        data_dir: data_dir.clone(),
+        authority,
+        templates,
+        store,
+        board,
+        metrics,
+        node,
+        door,
+        ledger,
+        blocks: blocks_task,
+        feed,
+        miners_stop,
+        rest_stop,
+    })
+}
+
+impl Running {
+    /// Drains and stops. When this returns, every accepted share is committed and every found block is
+    /// settled or on disk.
+    pub async fn stop(self) {
+        self.miners_stop.cancel();
+        ended("listener", self.door.await);
+        self.rest_stop.cancel();
+        ended("ledger", self.ledger.await);
+        ended("blocks", self.blocks.await);
+        ended("templates", self.feed.await);
+        self.store.close().await;
+    }
+}
+
+fn ended(task: &str, how: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = how {
+        warn!(task, %error, "a task failed");
+    }
+}
+
+fn connect_node(config: &Config) -> Result<Arc<dyn Node>> {
+    Ok(match config.node.kind {
+        NodeKind::Embedded => Arc::new(embedded_chain(config, &config.pool.data_dir)?),
+        NodeKind::BitcoinCore => Arc::new(bitcoin_core(config)?),
+    })
+}
+
+fn embedded_chain(config: &Config, data_dir: &Path) -> Result<EmbeddedChain> {
+    let options = EmbeddedOptions {
+        tx_count: config.embedded.tx_count as usize,
+        block_hashes: config.embedded.block_hashes,
+        data_dir: Some(data_dir.join("chain")),
+        clock: Arc::new(unix_s),
+        ..EmbeddedOptions::default()
+    };
+    EmbeddedChain::new(options).context("the development chain")
+}
+
+fn bitcoin_core(config: &Config) -> Result<RpcNode> {
+    let auth = match config.node_login()? {
+        NodeLogin::Cookie(file) => RpcAuth::CookieFile(file),
+        NodeLogin::Password { user, password } => {
+            RpcAuth::UserPass { user, password: password.expose().to_owned() }
+        }
+    };
+    RpcNode::new(RpcOptions::new(config.node.url.clone(), auth)).context("node.url")
+}
+
+/// Where the node stands, waiting for one that is starting or catching up.
+async fn wait_for_chain(node: &dyn Node, shutdown: &CancellationToken) -> Result<ChainInfo> {
+    let mut pause = NODE_RETRY_FIRST;
+    let mut said = false;
+    loop {
+        let why = match node.chain_info().await {
+            Ok(chain) if !chain.initial_block_download => return Ok(chain),
+            Ok(chain) => format!("catching up, at height {}", chain.height),
+            Err(error) => error.to_string(),
+        };
+        if !said {
+            warn!(node = node.name(), why, "waiting for the node");
+            said = true;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => bail!("stopped while waiting for the node: {why}"),
+            () = tokio::time::sleep(pause) => pause = (pause * 2).min(NODE_RETRY_MAX),
+        }
+    }
+}
+
+/// SIGTERM (what `docker stop` and systemd send) or Ctrl-C.
+async fn wait_for_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        }
+        Err(error) => {
+            warn!(%error, "SIGTERM cannot be caught; Ctrl-C can");
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What is mined now: asks the node for templates, makes one job of each for the whole pool, and
+//! publishes both to every connection at once. Started by `run`; the one owner of the node's templates.
+//!
+//! Must never stop miners because a node is away: the last work stays published until there is newer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use job_declarator::node::{Node, NodeError, NodeTemplate, TemplateMark};
+use proto::job::{ActiveTemplate, Job};
+use proto::template::{CoinbaseError, Output, Template, TemplateId};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::limits::{NODE_RETRY_FIRST, NODE_RETRY_MAX};
+use crate::metrics::Metrics;
+
+/// Work as every connection sees it.
+#[derive(Debug, Clone)]
+pub struct Published {
+    /// What to mine.
+    pub active: Arc<ActiveTemplate>,
+    /// When its tip was first published.
+    pub tip_at: Instant,
+    /// When the node last answered, whether or not it had anything new.
+    pub heard_at: Instant,
+}
+
+/// The node's templates and what the pool puts into them.
+pub struct Templates {
+    node: Arc<dyn Node>,
+    payout_script: Vec<u8>,
+    tag: Vec<u8>,
+    metrics: Arc<Metrics>,
+    mark: Option<TemplateMark>,
+}
+
+impl Templates {
+    /// Work from `node` whose whole value goes to `payout_script`, signed with `tag` in the coinbase.
+    #[must_use]
+    pub fn new(node: Arc<dyn Node>, payout_script: Vec<u8>, tag: Vec<u8>, metrics: Arc<Metrics>) -> Self {
+        Self { node, payout_script, tag, metrics, mark: None }
+    }
+
+    /// The first work, waiting for a node that is not ready. `None` if the pool is to stop before.
+    pub async fn first(&mut self, shutdown: &CancellationToken) -> Option<Published> {
+        let template = self.next(shutdown).await?;
+        let active = self.work_on(&template, None)?;
+        let now = Instant::now();
+        info!(height = active.job.template().height, tip = %hex_of(&active.tip.hash), "first template");
+        Some(Published { active: Arc::new(active), tip_at: now, heard_at: now })
+    }
+
+    /// Publishes until `shutdown`. The receiver always holds the newest.
+    pub fn spawn(
+        mut self,
+        first: Published,
+        shutdown: CancellationToken,
+    ) -> (watch::Receiver<Published>, tokio::task::JoinHandle<()>) {
+        let (publish, published) = watch::channel(first);
+        let task = tokio::spawn(async move {
+            while let Some(template) = self.next(&shutdown).await {
+                let before = publish.borrow().clone();
+                if let Some(next) = self.follow(&before, &template) {
+                    publish.send_replace(next);
+                }
+            }
+        });
+        (published, task)
+    }
+
+    /// Waits for the node to have something newer, through all its absences.
+    async fn next(&mut self, shutdown: &CancellationToken) -> Option<NodeTemplate> {
+        let mut pause = NODE_RETRY_FIRST;
+        let mut away = false;
+        loop {
+            let asked = tokio::select! {
+                () = shutdown.cancelled() => return None,
+                asked = self.node.next_template(self.mark.as_ref()) => asked,
+            };
+            match asked {
+                Ok(template) => {
+                    if away {
+                        info!(node = self.node.name(), "node answers again");
+                    }
+                    self.metrics.node_is_up(true);
+                    self.mark = Some(template.mark.clone());
+                    return Some(template);
+                }
+                Err(error) => {
+                    if !away {
+                        away = true;
+                        warn!(node = self.node.name(), %error, "no template; miners keep the last work");
+                    }
+                    self.metrics.node_is_up(false);
+                    // A node that was away may be on another chain: ask for what it has now.
+                    if !matches!(error, NodeError::NotReady(_)) {
+                        self.mark = None;
+                    }
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return None,
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(NODE_RETRY_MAX),
+            }
+        }
+    }
+
+    /// What to publish after `before`; `None` if the template cannot be made work of.
+    fn follow(&self, before: &Published, template: &NodeTemplate) -> Option<Published> {
+        let now = Instant::now();
+        let active = self.work_on(template, Some(&before.active))?;
+        let new_tip = active.tip.hash != before.active.tip.hash;
+        if new_tip {
+            info!(
+                height = active.job.template().height,
+                tip = %hex_of(&active.tip.hash),
+                transactions = active.job.template().transactions.len(),
+                sats = active.job.template().coinbase_value_sats,
+                "new tip"
+            );
+            self.metrics.height_is(active.job.template().height);
+        }
+        let unchanged = !new_tip && Arc::ptr_eq(&active.job, &before.active.job);
+        Some(Published {
+            active: if unchanged { Arc::clone(&before.active) } else { Arc::new(active) },
+            tip_at: if new_tip { now } else { before.tip_at },
+            heard_at: now,
+        })
+    }
+
+    fn work_on(&self, template: &NodeTemplate, before: Option<&ActiveTemplate>) -> Option<ActiveTemplate> {
+        let made = || -> Result<ActiveTemplate, CoinbaseError> {
+            let job = self.job(&template.template, before.map(|before| &before.job))?;
+            let sent_ahead = before.and_then(|before| before.next.as_ref());
+            let next = match &template.next {
+                Some(next) => Some(self.job(next, sent_ahead)?),
+                None => None,
+            };
+            Ok(ActiveTemplate { tip: template.prev_hash, job, next })
+        };
+        made()
+            .inspect_err(|error| warn!(%error, "a template that no job can be made of; kept the last"))
+            .ok()
+    }
+
+    /// The job of a template; the one that stands already if it would be the same work, so that nobody
+    /// is sent it twice.
+    fn job(
+        &self,
+        template: &Arc<Template>,
+        standing: Option<&Arc<Job>>,
+    ) -> Result<Arc<Job>, CoinbaseError> {
+        if let Some(standing) = standing.filter(|job| same_work(job.template(), template)) {
+            return Ok(Arc::clone(standing));
+        }
+        let output =
+            Output { sats: template.coinbase_value_sats, script: self.payout_script.clone() };
+        Ok(Arc::new(Job::new(Arc::clone(template), &[output], &self.tag)?))
+    }
+}
+
+/// Equal in everything but the name.
+fn same_work(one: &Template, other: &Template) -> bool {
+    let named = |template: &Template| Template { id: TemplateId(0), ..template.clone() };
+    // The merkle path is compared first: it differs for practically every two templates, and then the
+    // transactions are not copied nor walked.
+    one.height == other.height && one.merkle_path == other.merkle_path && named(one) == named(other)
+}
+
+/// A hash as people read it: reversed hex.
+#[must_use]
+pub fn hex_of(hash: &[u8; 32]) -> String {
+    let mut reversed = *hash;
+    reversed.reverse();
+    hex::encode(reversed)
+}
+
+/// How long the node has been silent, for health checks.
+#[must_use]
+pub fn silence(published: &Published) -> Duration {
+    published.heard_at.elapsed()
+}
