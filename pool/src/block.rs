@@ -18,9 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::limits::{
-    BLOCKS_UNDER_WAY_MAX, NODE_RETRY_FIRST, NODE_RETRY_MAX, SETTLED_BLOCKS_KEPT,
-};
+use crate::limits::{BLOCKS_UNDER_WAY_MAX, NODE_RETRY_FIRST, NODE_RETRY_MAX, SETTLED_BLOCKS_KEPT};
 use crate::metrics::Metrics;
 use crate::store::{BlockRecord, BlockState, Store};
 use crate::templates::hex_of;

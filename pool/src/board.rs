@@ -104,6 +104,27 @@ pub struct HashRate {
     pub high: f64,
 }
 
+impl HashRates {
+    /// Of all together. The channels err independently, so the bands add up as squares.
+    #[must_use]
+    pub fn sum(all: impl IntoIterator<Item = Self>) -> Self {
+        let mut sums = [(0.0, 0.0, 0.0); 3];
+        for rates in all {
+            for (sum, rate) in sums.iter_mut().zip([rates.minute, rates.five_minutes, rates.hour]) {
+                sum.0 += rate.estimate;
+                sum.1 += (rate.estimate - rate.low).powi(2);
+                sum.2 += (rate.high - rate.estimate).powi(2);
+            }
+        }
+        let [minute, five_minutes, hour] = sums.map(|(estimate, below, above)| HashRate {
+            estimate,
+            low: (estimate - below.sqrt()).max(0.0),
+            high: estimate + above.sqrt(),
+        });
+        Self { minute, five_minutes, hour }
+    }
+}
+
 /// Turns accepted shares into hash rates. Times are seconds of a monotonic clock.
 #[derive(Debug, Clone)]
 pub struct RateMeter {
@@ -333,6 +354,15 @@ mod tests {
         let late = meter.rates(700.0, 1e12).minute;
         assert_eq!((early.estimate, early.low), (0.0, 0.0));
         assert!(early.high > 3e12 && late.high < 7e10, "{early:?} {late:?}");
+    }
+
+    #[test]
+    fn many_channels_together_are_known_better_than_each() {
+        let one = HashRate { estimate: 10.0, low: 5.0, high: 17.0 };
+        let rates = HashRates { minute: one, five_minutes: one, hour: one };
+        let sum = HashRates::sum([rates; 100]).hour;
+        assert_eq!((sum.estimate, sum.low, sum.high), (1_000.0, 950.0, 1_070.0));
+        assert_eq!(HashRates::sum([]), HashRates::default());
     }
 
     #[test]

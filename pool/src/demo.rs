@@ -11,35 +11,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bitcoin::Address;
+use proto::template::sha256d;
 use ruint::aliases::U256;
 use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::cli::DemoOptions;
 use crate::config::{Config, NodeKind};
 use crate::cpu_miner::{self, CpuMinerOptions, MinerReport};
 use crate::run::{self, Running};
 use crate::store::{BlockRecord, BlockState, Totals};
 use crate::templates::hex_of;
-
-/// What the command line says.
-#[derive(Debug, Clone)]
-pub struct DemoOptions {
-    /// Stop by itself after this long.
-    pub stop_after: Option<Duration>,
-    /// One JSON object on stdout at the end, nothing else there.
-    pub json: bool,
-    /// Where miners connect.
-    pub listen: Option<SocketAddr>,
-    /// Where the API listens.
-    pub http: Option<SocketAddr>,
-    /// Kept between runs; a temporary folder otherwise.
-    pub data_dir: Option<PathBuf>,
-    /// Without the built-in miner: for a device.
-    pub no_miner: bool,
-    /// Transactions in each template.
-    pub tx_count: Option<u32>,
-}
 
 /// What a demo did, as `--json` prints it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -62,12 +45,19 @@ pub struct DemoResult {
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often the shares are summed up in a line.
 const SUM_EVERY: Duration = Duration::from_secs(2);
-/// Hashes a block takes on average: a second or two of one CPU core.
-const BLOCK_HASHES: u64 = 1 << 23;
-/// 2^19 hashes a share at the easiest, so that the first comes at once.
-const FLOOR_LOG2: i16 = -13;
+/// A block takes this long on average: none in ten seconds happens once in eight hundred runs.
+const BLOCK_S: f64 = 1.5;
+/// How long the machine's speed is measured.
+const MEASURED_FOR: Duration = Duration::from_millis(100);
+/// 2^16 hashes a share at the easiest, so that the first comes at once on the slowest machine.
+const FLOOR_LOG2: i16 = -16;
 /// Two a second: something to look at.
 const SHARES_PER_MINUTE: u32 = 120;
+
+/// `pool demo`: until its time is up or a signal.
+pub async fn run(options: DemoOptions) -> Result<()> {
+    demo(options, run::cancelled_by_signal()).await.map(drop)
+}
 
 /// Runs the demo; `Err` also if it was to stop by itself and no share or no block was accepted.
 pub async fn demo(options: DemoOptions, shutdown: CancellationToken) -> Result<DemoResult> {
@@ -85,9 +75,10 @@ pub async fn demo(options: DemoOptions, shutdown: CancellationToken) -> Result<D
     let before = running.store.totals().await.context("reading the store")?;
     let report = Arc::new(MinerReport::default());
     let miner_stop = CancellationToken::new();
-    let miner = (!options.no_miner).then(|| {
+    let miner = options.miner.then(|| {
         let at = loopback_of(running.listen);
-        let mining = CpuMinerOptions::new(&at.ip().to_string(), at.port(), running.authority.clone());
+        let mining =
+            CpuMinerOptions::new(&at.ip().to_string(), at.port(), running.authority.clone());
         tokio::spawn(cpu_miner::run(mining, Arc::clone(&report), miner_stop.clone()))
     });
     let shown = miner.is_some().then_some(&*report);
@@ -117,8 +108,7 @@ pub async fn demo(options: DemoOptions, shutdown: CancellationToken) -> Result<D
     } else {
         screen.farewell(&result);
     }
-    if options.stop_after.is_some() && (result.shares_acknowledged == 0 || result.blocks_accepted == 0)
-    {
+    if options.time.is_some() && (result.shares_acknowledged == 0 || result.blocks_accepted == 0) {
         bail!("no share or no block was accepted in the time given");
     }
     Ok(result)
@@ -129,18 +119,36 @@ fn config_of(options: &DemoOptions, data_dir: PathBuf) -> Config {
     config.pool.data_dir = data_dir;
     config.pool.drain_s = 2;
     config.node.kind = NodeKind::Embedded;
-    config.embedded.block_hashes = BLOCK_HASHES;
-    if let Some(tx_count) = options.tx_count {
-        config.embedded.tx_count = tx_count;
-    }
-    if let Some(listen) = options.listen {
-        config.listen.address = listen;
-    }
+    config.embedded.block_hashes = block_hashes(measured_hash_rate());
+    config.embedded.tx_count = options.tx_count;
+    config.listen.address = options.listen;
     // Any free port: a demo should start beside whatever else runs here.
-    config.http.address = options.http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0)));
+    config.http.address = SocketAddr::from(([127, 0, 0, 1], 0));
     config.difficulty.floor_log2 = FLOOR_LOG2;
     config.difficulty.shares_per_minute = SHARES_PER_MINUTE;
     config
+}
+
+/// What makes a block take `BLOCK_S` at this rate, as a power of two; bounded so that neither a wrong
+/// clock nor a very fast machine makes a chain that no one else could go on with.
+fn block_hashes(hashes_per_s: f64) -> u64 {
+    let log2 = (hashes_per_s * BLOCK_S).max(1.0).log2().round();
+    1 << (log2 as u32).clamp(16, 26)
+}
+
+/// Header hashes a second of one core of this machine, as it is loaded now.
+fn measured_hash_rate() -> f64 {
+    let began = Instant::now();
+    let mut header = [0; 80];
+    let mut hashes = 0u32;
+    while began.elapsed() < MEASURED_FOR {
+        for _ in 0..1_000 {
+            hashes += 1;
+            header[76..].copy_from_slice(&hashes.to_le_bytes());
+            std::hint::black_box(sha256d(&header));
+        }
+    }
+    f64::from(hashes) / began.elapsed().as_secs_f64()
 }
 
 /// Until the time is up or somebody stops it.
@@ -169,11 +177,13 @@ async fn watch(
             summed_at = Instant::now();
         }
         let blocks = running.store.blocks(BLOCKS_LOOKED_AT).await?;
-        for block in blocks.iter().rev().filter(|block| !told.iter().any(|old| old.hash == block.hash)) {
+        for block in
+            blocks.iter().rev().filter(|block| !told.iter().any(|old| old.hash == block.hash))
+        {
             screen.block(block, running);
         }
         told = blocks;
-        if options.stop_after.is_some_and(|limit| screen.began.elapsed() >= limit) {
+        if options.time.is_some_and(|limit| screen.began.elapsed() >= limit) {
             return Ok(());
         }
     }
@@ -201,10 +211,14 @@ impl Screen {
 
     fn welcome(&self, running: &Running, options: &DemoOptions, config: &Config) {
         let host = device_host(running.listen);
-        self.say("Smallholder demo: a whole pool on a development chain of its own. Nothing here is");
+        self.say(
+            "Smallholder demo: a whole pool on a development chain of its own. Nothing here is",
+        );
         self.say("real money. Stop with Ctrl-C.");
         self.say("");
-        self.say("Point a Stratum V2 device (Bitaxe: AxeOS 2.14 or later) at it with these four fields:");
+        self.say(
+            "Point a Stratum V2 device (Bitaxe: AxeOS 2.14 or later) at it with these four fields:",
+        );
         self.say(&format!("    host            {host}"));
         self.say(&format!("    port            {}", running.listen.port()));
         self.say("    user            anything.device");
@@ -213,7 +227,7 @@ impl Screen {
         self.say(&format!("API and metrics     http://{}/api/v1/pool  /metrics", running.http));
         self.say(&format!("data                {}", config.pool.data_dir.display()));
         self.say(&format!("transactions        {} in each template", config.embedded.tx_count));
-        if options.no_miner {
+        if !options.miner {
             self.say("No built-in miner: waiting for a device.");
         }
         self.say("");
@@ -298,7 +312,9 @@ fn rate_for_people(rate: f64) -> String {
 fn loopback_of(listen: SocketAddr) -> SocketAddr {
     match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from(([127, 0, 0, 1], listen.port())),
-        IpAddr::V6(ip) if ip.is_unspecified() => (std::net::Ipv6Addr::LOCALHOST, listen.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            (std::net::Ipv6Addr::LOCALHOST, listen.port()).into()
+        }
         IpAddr::V4(_) | IpAddr::V6(_) => listen,
     }
 }

@@ -40,14 +40,14 @@ const KEY_FILE_MAX: u64 = 16 * 1024;
 #[derive(Debug, Error)]
 pub enum KeysError {
     /// The system said no.
-    #[error("cannot {doing} {}: {source}", path.display())]
+    #[error("cannot {doing} {}: {cause}", path.display())]
     Io {
         /// What was tried.
         doing: &'static str,
         /// On what.
         path: PathBuf,
         /// The system's words.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Group or others may read or write a secret.
     #[error("{} has mode {mode:04o}: others can get at the key; chmod 600 it, or make a new one", path.display())]
@@ -68,20 +68,20 @@ pub enum KeysError {
         us: u32,
     },
     /// No key, or a mangled one.
-    #[error("{} holds no usable key: {source}", path.display())]
+    #[error("{} holds no usable key: {cause}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: KeyError,
+        cause: KeyError,
     },
     /// The certificate does not hold now.
-    #[error("the certificate in {}: {source}; make a new one with `pool keys certificate`", path.display())]
+    #[error("the certificate in {}: {cause}; make a new one with `pool keys certificate`", path.display())]
     Certificate {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: CertificateError,
+        cause: CertificateError,
     },
     /// Two files that speak of different authorities.
     #[error("{} was certified by {found}, but the authority here is {expected}", path.display())]
@@ -89,9 +89,9 @@ pub enum KeysError {
         /// The identity file.
         path: PathBuf,
         /// Who signed.
-        found: AuthorityPublicKey,
+        found: String,
         /// Who should have.
-        expected: AuthorityPublicKey,
+        expected: String,
     },
     /// An authority key is never overwritten: every miner has its public half.
     #[error("{} is there already and is not overwritten", path.display())]
@@ -155,8 +155,7 @@ impl KeyFiles {
         if let (Some(found), Some(key)) = (&identity, authority)
             && found.authority != key.public()
         {
-            let (found, expected) = (found.authority, key.public());
-            return Err(KeysError::OtherAuthority { path: self.identity.clone(), found, expected });
+            return Err(other_authority(&self.identity, found.authority, key.public()));
         }
         match (identity, authority) {
             (Some(identity), Some(key)) if self.is_due(&identity, now_unix) => {
@@ -171,7 +170,7 @@ impl KeyFiles {
             (None, None) => Err(KeysError::Io {
                 doing: "read",
                 path: self.identity.clone(),
-                source: io::ErrorKind::NotFound.into(),
+                cause: io::ErrorKind::NotFound.into(),
             }),
         }
     }
@@ -203,7 +202,7 @@ impl KeyFiles {
 /// `AlreadyThere`, or the file cannot be written.
 pub fn make_authority(path: &Path) -> Result<AuthoritySecretKey, KeysError> {
     let key = AuthoritySecretKey::from_secret(random()?)
-        .map_err(|source| KeysError::Malformed { path: path.to_owned(), source })?;
+        .map_err(|cause| KeysError::Malformed { path: path.to_owned(), cause })?;
     let text = format!(
         "# Authority secret key. Miners pin its public half: {}\n{}\n",
         key.public(),
@@ -222,7 +221,7 @@ pub fn read_authority(path: &Path) -> Result<AuthoritySecretKey, KeysError> {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
     line.unwrap_or_default()
         .parse()
-        .map_err(|source| KeysError::Malformed { path: path.to_owned(), source })
+        .map_err(|cause| KeysError::Malformed { path: path.to_owned(), cause })
 }
 
 /// Signs a static key, or a new one, from a day ago until `days` from now.
@@ -253,7 +252,7 @@ pub fn make_identity(
 /// Unreadable, exposed or mangled.
 pub fn read_identity(path: &Path) -> Result<Identity, KeysError> {
     Identity::from_text(&read_private(path)?)
-        .map_err(|source| KeysError::Malformed { path: path.to_owned(), source })
+        .map_err(|cause| KeysError::Malformed { path: path.to_owned(), cause })
 }
 
 /// Puts an identity in the place of what is there, if anything, at once and for good.
@@ -272,7 +271,7 @@ pub fn check_certificate(identity: &Identity, path: &Path, now_unix: u32) -> Res
     identity
         .certificate
         .verify(&identity.static_key.x_only(), &identity.authority, now_unix)
-        .map_err(|source| KeysError::Certificate { path: path.to_owned(), source })
+        .map_err(|cause| KeysError::Certificate { path: path.to_owned(), cause })
 }
 
 /// The clock, as certificates count.
@@ -281,6 +280,22 @@ pub fn unix_now() -> u32 {
     let passed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     // Certificates end in 2106 by their own format.
     u32::try_from(passed.as_secs()).unwrap_or(u32::MAX)
+}
+
+/// A day for people, "2026-12-31", of Unix seconds in UTC.
+#[must_use]
+pub fn utc_date(unix: u32) -> String {
+    // Days since 0000-03-01, so that a leap day ends a year (H. Hinnant, days_from_civil).
+    let days = unix / DAY_S + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = era * 400 + year_of_era + u32::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
 }
 
 /// Looks at the files again and again: an identity that changed, or that we renewed, goes out on the
@@ -354,8 +369,7 @@ impl IdentityWatch {
         let in_use = self.current.borrow().authority;
         if identity.authority != in_use {
             // Every miner pins the old one: such a change is made by a restart, on purpose.
-            let (path, found) = (self.files.identity.clone(), identity.authority);
-            return Err(KeysError::OtherAuthority { path, found, expected: in_use });
+            return Err(other_authority(&self.files.identity, identity.authority, in_use));
         }
         let due = self.files.is_due(&identity, now_unix) && self.files.authority.exists();
         let authority = due.then(|| read_authority(&self.files.authority)).transpose()?;
@@ -379,8 +393,17 @@ fn random() -> Result<[u8; 32], KeysError> {
     Ok(bytes)
 }
 
+fn other_authority(
+    path: &Path,
+    found: AuthorityPublicKey,
+    expected: AuthorityPublicKey,
+) -> KeysError {
+    let (found, expected) = (found.to_string(), expected.to_string());
+    KeysError::OtherAuthority { path: path.to_owned(), found, expected }
+}
+
 fn failed<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> KeysError + 'a {
-    move |source| KeysError::Io { doing, path: path.to_owned(), source }
+    move |cause| KeysError::Io { doing, path: path.to_owned(), cause }
 }
 
 /// Reads a file that nobody else can have read or written.
@@ -422,11 +445,11 @@ fn write_private(path: &Path, text: &str, existing: Existing) -> Result<(), Keys
         match existing {
             Existing::Replaced => std::fs::rename(&draft, path).map_err(failed("write", path)),
             // A link, unlike a rename, fails where there is a file already.
-            Existing::Refused => std::fs::hard_link(&draft, path).map_err(|source| {
-                if source.kind() == io::ErrorKind::AlreadyExists {
+            Existing::Refused => std::fs::hard_link(&draft, path).map_err(|cause| {
+                if cause.kind() == io::ErrorKind::AlreadyExists {
                     KeysError::AlreadyThere { path: path.to_owned() }
                 } else {
-                    failed("write", path)(source)
+                    failed("write", path)(cause)
                 }
             }),
         }

@@ -40,5 +40,37 @@ pub const SQLITE_ROWS_MAX: usize = 1_000;
 /// Workers listed with their account, the most recent first; sums are over all of them.
 pub const ACCOUNT_WORKERS_MAX: usize = 1_000;
 
+// ---- connections ----
+
+/// Handshakes at once: 0.1 ms of one core each, so a storm of ten thousand takes a second and shares
+/// go on in between.
+pub const HANDSHAKES_AT_ONCE: usize = 64;
+/// A translator opens its channel when its first miner subscribes, a declarator likewise: that may take
+/// a while, a connection that never does is dead weight.
+pub const FIRST_CHANNEL_WAIT: Duration = Duration::from_secs(600);
+/// A client that has not taken one byte of what it was sent for so long is gone or hostile.
+pub const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
+/// How long a good-bye may take: the last frames are flushed and the peer's close is awaited.
+pub const CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// Pause after a failed accept (out of file descriptors): others end in the meantime.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often a connection shows itself to the API.
+pub const BOARD_EVERY_MS: u64 = 5_000;
+
+// ---- node and blocks ----
+
+/// First pause after a node did not answer, doubled each time ...
+pub const NODE_RETRY_FIRST: Duration = Duration::from_millis(250);
+/// ... up to this: a node that comes back is mined on again within seconds.
+pub const NODE_RETRY_MAX: Duration = Duration::from_secs(5);
+/// A node that has nothing new is asked whether it lives this often; the API calls the pool not ready
+/// after a minute of silence.
+pub const NODE_SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(20);
+/// Found blocks that are offered to nodes at once. Mainnet never has two; a development chain under a
+/// fast device may have many, and then the finder waits.
+pub const BLOCKS_UNDER_WAY_MAX: usize = 64;
+/// Settled blocks kept as files. The chain and the store have them; the files are for a closer look.
+pub const SETTLED_BLOCKS_KEPT: usize = 1_000;
+
 const _: () = assert!(CREDIT_COMMIT_BATCHES_MAX <= CREDIT_QUEUE_MAX);
 const _: () = assert!(SQLITE_ROWS_MAX * 12 <= 32_766);

@@ -7,6 +7,9 @@
 use metrics::{Counter, Gauge, Histogram, with_local_recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use proto::target::Difficulty;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 /// Refusal codes of SubmitShares.Error that are told apart; any other counts as "other".
 pub const REJECT_CODES: [&str; 11] = [
@@ -104,6 +107,8 @@ pub struct Metrics {
     certificate_left: Gauge,
     outbox_drops: Counter,
     board_drops: Counter,
+    rejected_total: AtomicU64,
+    first_acknowledged: OnceLock<Instant>,
 }
 
 impl Default for Metrics {
@@ -135,6 +140,8 @@ impl Metrics {
     fn register(recorded: PrometheusHandle) -> Self {
         Self {
             recorded,
+            rejected_total: AtomicU64::new(0),
+            first_acknowledged: OnceLock::new(),
             connections: gauge("pool_connections", "Connections open now"),
             connections_total: counter("pool_connections_total", "Connections accepted"),
             channels: gauge("pool_channels", "Channels open now"),
@@ -233,6 +240,7 @@ impl Metrics {
 
     /// A share was refused with this error code.
     pub fn share_rejected(&self, code: &str) {
+        self.rejected_total.fetch_add(1, Ordering::Relaxed);
         count(&self.rejected, REJECT_CODES.iter(), |known| *known == code);
     }
 
@@ -243,7 +251,20 @@ impl Metrics {
 
     /// A SubmitShares.Success was handed to the socket this long after its share was read.
     pub fn share_acknowledged(&self, seconds: f64) {
+        self.first_acknowledged.get_or_init(Instant::now);
         self.share_to_ack.record(seconds);
+    }
+
+    /// Shares refused since the start, whatever the reason.
+    #[must_use]
+    pub fn rejected_so_far(&self) -> u64 {
+        self.rejected_total.load(Ordering::Relaxed)
+    }
+
+    /// When the first share was acknowledged.
+    #[must_use]
+    pub fn first_acknowledged(&self) -> Option<Instant> {
+        self.first_acknowledged.get().copied()
     }
 
     /// A connection's first work on a new tip was handed to the socket this long after the node's word.

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use proto::connection::{Connection, SetupMachine, SetupPolicy, SetupStep, Setup, Violation};
+use proto::connection::{Connection, Setup, SetupMachine, SetupPolicy, SetupStep, Violation};
 use proto::extranonce::ExtranonceAllocator;
 use proto::limits::CREDIT_BATCHES_OPEN_MAX;
 use proto::message::{EXTENSION_WORKER_HASHRATE, Message, Received, SetupConnection};
@@ -394,7 +394,8 @@ impl Miner {
             match effect {
                 Effect::BlockFound(found) => self.shared.blocks.keep(*found).await,
                 Effect::Credit(batch) => {
-                    let submitted = self.shared.credit.submit(batch, self.committed_to.clone()).await;
+                    let submitted =
+                        self.shared.credit.submit(batch, self.committed_to.clone()).await;
                     submitted.map_err(|_| End::LedgerEnded)?;
                 }
                 said @ (Effect::Acknowledged { .. }

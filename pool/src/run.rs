@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
-use job_declarator::node::rpc::{RpcAuth, RpcNode, RpcOptions};
+use job_declarator::node::rpc::{RpcAuth, RpcNode, RpcOptions, RpcTimes};
 use job_declarator::node::{ChainInfo, Node};
 use proto::connection::SetupPolicy;
 use proto::extranonce::ExtranonceAllocator;
@@ -26,6 +26,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::api::{self, Facts, Sources};
 use crate::block::Blocks;
 use crate::board::{BoardHandle, board};
 use crate::config::{Config, NodeKind, NodeLogin};
@@ -76,13 +77,7 @@ pub struct Running {
 
 /// Runs until SIGTERM or Ctrl-C, then drains.
 pub async fn run(config: Config) -> Result<()> {
-    let shutdown = CancellationToken::new();
-    let stop = shutdown.clone();
-    let signals = tokio::spawn(async move {
-        wait_for_signal().await;
-        info!("stopping: miners are told, open batches are committed");
-        stop.cancel();
-    });
+    let shutdown = cancelled_by_signal();
     let running = start(&config, &shutdown).await?;
     info!(
         listen = %running.listen,
@@ -96,8 +91,20 @@ pub async fn run(config: Config) -> Result<()> {
         () = running.stop() => info!("stopped; every accepted share is committed"),
         () = wait_for_signal() => warn!("stopped at once on a second signal"),
     }
-    signals.abort();
     Ok(())
+}
+
+/// A token that SIGTERM or Ctrl-C cancels.
+#[must_use]
+pub fn cancelled_by_signal() -> CancellationToken {
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        wait_for_signal().await;
+        info!("stopping: miners are told, open batches are committed");
+        stop.cancel();
+    });
+    shutdown
 }
 
 /// Starts everything; `shutdown` gives up a start that waits for a node or a store.
@@ -131,29 +138,45 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
     let payout_script = config.payout_script(chain.network)?.into_bytes();
 
     let miners_stop = shutdown.child_token();
-    let blocks = Blocks::new(data_dir, vec![Arc::clone(&node)], store.clone(), Arc::clone(&metrics))
-        .context("the folder of found blocks")?;
-    let (blocks, blocks_task) = blocks.spawn(rest_stop.clone()).context("blocks of an earlier run")?;
+    let blocks =
+        Blocks::new(data_dir, vec![Arc::clone(&node)], store.clone(), Arc::clone(&metrics))
+            .context("the folder of found blocks")?;
+    let (blocks, blocks_task) =
+        blocks.spawn(rest_stop.clone()).context("blocks of an earlier run")?;
 
-    let credit = Credit::load(store.clone(), config.pool.node_id).await.context("rebuilding credit")?;
+    let credit =
+        Credit::load(store.clone(), config.pool.node_id).await.context("rebuilding credit")?;
     let (credit, ledger) = credit.spawn(rest_stop.clone());
 
     let tag = config.pool.tag.clone().into_bytes();
+    let metered = Arc::clone(&metrics);
     let mut templates =
-        Templates::new(Arc::clone(&node), payout_script, tag, Arc::clone(&metrics));
+        Templates::new(Arc::clone(&node), chain.network, payout_script, tag, metered);
     let first = templates.first(shutdown).await.context("stopped before the first template")?;
-    let (templates, feed) = templates.spawn(first, rest_stop.clone());
+    let feed = templates.spawn(first, rest_stop.clone());
 
     let (board, board_task) = board(Arc::clone(&metrics));
     tokio::spawn(board_task);
-    let http = crate::api::serve(config, &store, &board, &metrics, &templates, &rest_stop)
-        .await
-        .context("the HTTP port")?;
-
     let listener = TcpListener::bind(config.listen.address)
         .await
         .with_context(|| format!("listening on {}", config.listen.address))?;
     let listen = listener.local_addr().context("the address listened on")?;
+    let page = api::bind(config.http.address).await?;
+    let http = page.local_addr().context("the HTTP address listened on")?;
+    let sources = Sources {
+        facts: Facts {
+            version: env!("CARGO_PKG_VERSION"),
+            tag: config.pool.tag.clone(),
+            authority_public_key: authority.to_string(),
+            listen,
+            started_at: u64::from(unix_s()),
+        },
+        metrics: Arc::clone(&metrics),
+        board: board.clone(),
+        store: store.clone(),
+        node: feed.node,
+    };
+    tokio::spawn(api::serve(page, sources, rest_stop.clone()));
     let shared = Shared {
         policy: Arc::new(Policy {
             shares_per_minute: f64::from(config.difficulty.shares_per_minute),
@@ -162,7 +185,7 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         }),
         setup: SETUP,
         identity,
-        templates: templates.clone(),
+        templates: feed.templates.clone(),
         extranonces: ExtranonceAllocator::new(config.pool.node_id, epoch),
         credit,
         blocks,
@@ -184,7 +207,7 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         http,
         data_dir: data_dir.clone(),
         authority,
-        templates,
+        templates: feed.templates,
         store,
         board,
         metrics,
@@ -192,7 +215,7 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         door,
         ledger,
         blocks: blocks_task,
-        feed,
+        feed: feed.task,
         miners_stop,
         rest_stop,
     })
@@ -243,7 +266,8 @@ fn bitcoin_core(config: &Config) -> Result<RpcNode> {
             RpcAuth::UserPass { user, password: password.expose().to_owned() }
         }
     };
-    RpcNode::new(RpcOptions::new(config.node.url.clone(), auth)).context("node.url")
+    let options = RpcOptions { url: config.node.url.clone(), auth, times: RpcTimes::default() };
+    RpcNode::new(options).context("node.url")
 }
 
 /// Where the node stands, waiting for one that is starting or catching up.

@@ -4,17 +4,19 @@
 //! Must never stop miners because a node is away: the last work stays published until there is newer.
 
 use std::sync::Arc;
-use std::time::Duration;
 
+use bitcoin::Network;
 use job_declarator::node::{Node, NodeError, NodeTemplate, TemplateMark};
 use proto::job::{ActiveTemplate, Job};
 use proto::template::{CoinbaseError, Output, Template, TemplateId};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::limits::{NODE_RETRY_FIRST, NODE_RETRY_MAX};
+use crate::api::NodeView;
+use crate::limits::{NODE_RETRY_FIRST, NODE_RETRY_MAX, NODE_SIGN_OF_LIFE_EVERY};
 use crate::metrics::Metrics;
 
 /// Work as every connection sees it.
@@ -24,51 +26,66 @@ pub struct Published {
     pub active: Arc<ActiveTemplate>,
     /// When its tip was first published.
     pub tip_at: Instant,
-    /// When the node last answered, whether or not it had anything new.
-    pub heard_at: Instant,
+}
+
+/// What `Templates::spawn` gives: where to read, and the task.
+pub struct Feed {
+    /// The newest work; there always is one.
+    pub templates: watch::Receiver<Published>,
+    /// What the node said last, for the API.
+    pub node: watch::Receiver<Option<NodeView>>,
+    /// Ends with its shutdown token.
+    pub task: JoinHandle<()>,
 }
 
 /// The node's templates and what the pool puts into them.
 pub struct Templates {
     node: Arc<dyn Node>,
+    network: Network,
     payout_script: Vec<u8>,
     tag: Vec<u8>,
     metrics: Arc<Metrics>,
     mark: Option<TemplateMark>,
+    view: watch::Sender<Option<NodeView>>,
 }
 
 impl Templates {
     /// Work from `node` whose whole value goes to `payout_script`, signed with `tag` in the coinbase.
     #[must_use]
-    pub fn new(node: Arc<dyn Node>, payout_script: Vec<u8>, tag: Vec<u8>, metrics: Arc<Metrics>) -> Self {
-        Self { node, payout_script, tag, metrics, mark: None }
+    pub fn new(
+        node: Arc<dyn Node>,
+        network: Network,
+        payout_script: Vec<u8>,
+        tag: Vec<u8>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let view = watch::Sender::new(None);
+        Self { node, network, payout_script, tag, metrics, mark: None, view }
     }
 
     /// The first work, waiting for a node that is not ready. `None` if the pool is to stop before.
     pub async fn first(&mut self, shutdown: &CancellationToken) -> Option<Published> {
         let template = self.next(shutdown).await?;
         let active = self.work_on(&template, None)?;
-        let now = Instant::now();
+        self.show(&active);
         info!(height = active.job.template().height, tip = %hex_of(&active.tip.hash), "first template");
-        Some(Published { active: Arc::new(active), tip_at: now, heard_at: now })
+        Some(Published { active: Arc::new(active), tip_at: Instant::now() })
     }
 
-    /// Publishes until `shutdown`. The receiver always holds the newest.
-    pub fn spawn(
-        mut self,
-        first: Published,
-        shutdown: CancellationToken,
-    ) -> (watch::Receiver<Published>, tokio::task::JoinHandle<()>) {
-        let (publish, published) = watch::channel(first);
+    /// Publishes until `shutdown`.
+    pub fn spawn(mut self, first: Published, shutdown: CancellationToken) -> Feed {
+        let (publish, templates) = watch::channel(first);
+        let node = self.view.subscribe();
         let task = tokio::spawn(async move {
             while let Some(template) = self.next(&shutdown).await {
                 let before = publish.borrow().clone();
                 if let Some(next) = self.follow(&before, &template) {
+                    self.show(&next.active);
                     publish.send_replace(next);
                 }
             }
         });
-        (published, task)
+        Feed { templates, node, task }
     }
 
     /// Waits for the node to have something newer, through all its absences.
@@ -78,7 +95,7 @@ impl Templates {
         loop {
             let asked = tokio::select! {
                 () = shutdown.cancelled() => return None,
-                asked = self.node.next_template(self.mark.as_ref()) => asked,
+                asked = self.ask() => asked,
             };
             match asked {
                 Ok(template) => {
@@ -96,9 +113,7 @@ impl Templates {
                     }
                     self.metrics.node_is_up(false);
                     // A node that was away may be on another chain: ask for what it has now.
-                    if !matches!(error, NodeError::NotReady(_)) {
-                        self.mark = None;
-                    }
+                    self.mark = None;
                 }
             }
             tokio::select! {
@@ -106,6 +121,45 @@ impl Templates {
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(NODE_RETRY_MAX),
             }
         }
+    }
+
+    /// One question for a template. It may be answered after many minutes, so meanwhile the node is
+    /// asked for a sign of life.
+    async fn ask(&self) -> Result<NodeTemplate, NodeError> {
+        let asked = self.node.next_template(self.mark.as_ref());
+        tokio::pin!(asked);
+        loop {
+            tokio::select! {
+                answer = &mut asked => return answer,
+                () = tokio::time::sleep(NODE_SIGN_OF_LIFE_EVERY) => {
+                    let alive = self.node.chain_info().await.is_ok();
+                    self.metrics.node_is_up(alive);
+                    if alive {
+                        self.view.send_if_modified(|view| {
+                            view.as_mut().is_some_and(|view| {
+                                view.answered_at = Instant::now();
+                                true
+                            })
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn show(&self, active: &ActiveTemplate) {
+        let template = active.job.template();
+        self.metrics.height_is(template.height);
+        self.view.send_replace(Some(NodeView {
+            name: self.node.name(),
+            network: self.network.to_string(),
+            height: template.height,
+            prev_hash: active.tip.hash,
+            nbits: active.tip.nbits,
+            coinbase_value_sats: template.coinbase_value_sats,
+            transactions: template.transactions.len(),
+            answered_at: Instant::now(),
+        }));
     }
 
     /// What to publish after `before`; `None` if the template cannot be made work of.
@@ -121,17 +175,19 @@ impl Templates {
                 sats = active.job.template().coinbase_value_sats,
                 "new tip"
             );
-            self.metrics.height_is(active.job.template().height);
         }
         let unchanged = !new_tip && Arc::ptr_eq(&active.job, &before.active.job);
         Some(Published {
             active: if unchanged { Arc::clone(&before.active) } else { Arc::new(active) },
             tip_at: if new_tip { now } else { before.tip_at },
-            heard_at: now,
         })
     }
 
-    fn work_on(&self, template: &NodeTemplate, before: Option<&ActiveTemplate>) -> Option<ActiveTemplate> {
+    fn work_on(
+        &self,
+        template: &NodeTemplate,
+        before: Option<&ActiveTemplate>,
+    ) -> Option<ActiveTemplate> {
         let made = || -> Result<ActiveTemplate, CoinbaseError> {
             let job = self.job(&template.template, before.map(|before| &before.job))?;
             let sent_ahead = before.and_then(|before| before.next.as_ref());
@@ -142,7 +198,9 @@ impl Templates {
             Ok(ActiveTemplate { tip: template.prev_hash, job, next })
         };
         made()
-            .inspect_err(|error| warn!(%error, "a template that no job can be made of; kept the last"))
+            .inspect_err(
+                |error| warn!(%error, "a template that no job can be made of; kept the last"),
+            )
             .ok()
     }
 
@@ -176,10 +234,4 @@ pub fn hex_of(hash: &[u8; 32]) -> String {
     let mut reversed = *hash;
     reversed.reverse();
     hex::encode(reversed)
-}
-
-/// How long the node has been silent, for health checks.
-#[must_use]
-pub fn silence(published: &Published) -> Duration {
-    published.heard_at.elapsed()
 }

@@ -1,0 +1,414 @@
+//! The loopback HTTP port: metrics for Prometheus, health for whoever restarts us, JSON for people's
+//! pages. Started by `run.rs`; reads the board, the store and what the node said last.
+//!
+//! Must never change anything, wait longer than a second, answer without a bound on its rows, or speak
+//! HTML. It asks for no password, so it belongs on a loopback address.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use proto::target::Target;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::board::{BoardHandle, ConnectionSnapshot, HashRates};
+use crate::metrics::Metrics;
+use crate::store::{BlockRecord, Store, StoreError, Totals, WorkerTotals};
+
+/// A page that takes longer is given up: the pool's own work goes first.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// Pages being made at once. A dashboard asks for four, Prometheus for one; beyond it is "busy".
+const REQUESTS_MAX: usize = 16;
+/// Connections listed by /api/v1/channels; the counts and sums of /api/v1/pool are over all.
+const CONNECTION_ROWS_MAX: usize = 1_000;
+/// Blocks listed, the newest first.
+const BLOCK_ROWS_MAX: usize = 100;
+/// Workers listed, the most recent first.
+const WORKER_ROWS_MAX: usize = 1_000;
+/// Not ready when the node's last good answer is older: its work may be of the past. `templates.rs`
+/// asks a quiet node for a sign of life every 20 s.
+pub const NODE_SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How often the histograms' samples are folded when nobody scrapes.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What the pages are made from.
+pub struct Sources {
+    /// Told at start, true until the end.
+    pub facts: Facts,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// Who is connected.
+    pub board: BoardHandle,
+    /// What is credited.
+    pub store: Store,
+    /// What the node said last; `None` until it answers for the first time.
+    pub node: watch::Receiver<Option<NodeView>>,
+}
+
+/// What does not change while the pool runs.
+#[derive(Debug, Clone, Serialize)]
+pub struct Facts {
+    /// Of the program.
+    pub version: &'static str,
+    /// Text in the coinbase.
+    pub tag: String,
+    /// What miners pin.
+    pub authority_public_key: String,
+    /// Where miners connect, as configured or, for port 0, as bound.
+    pub listen: SocketAddr,
+    /// Unix seconds.
+    pub started_at: u64,
+}
+
+/// What the node said last. Published by `templates.rs` at each good answer.
+#[derive(Debug, Clone)]
+pub struct NodeView {
+    /// The node's name, without credentials.
+    pub name: String,
+    /// "main", "test", "testnet4", "signet", "regtest".
+    pub network: String,
+    /// Of the block being mined.
+    pub height: u32,
+    /// The tip, header byte order.
+    pub prev_hash: [u8; 32],
+    /// Compact target of the block being mined.
+    pub nbits: u32,
+    /// Subsidy and fees.
+    pub coinbase_value_sats: u64,
+    /// In the template, without the coinbase.
+    pub transactions: usize,
+    /// When this was heard.
+    pub answered_at: Instant,
+}
+
+/// GET /api/v1/pool
+#[derive(Debug, Serialize)]
+struct PoolPage<'a> {
+    #[serde(flatten)]
+    facts: &'a Facts,
+    connections: usize,
+    channels: usize,
+    /// Hashes per second of all channels.
+    hash_rate: HashRates,
+    /// Absent until the node has answered.
+    work: Option<WorkPage>,
+    /// Since the store was made.
+    totals: TotalsPage,
+}
+
+/// What is being mined.
+#[derive(Debug, Serialize)]
+struct WorkPage {
+    node: String,
+    network: String,
+    height: u32,
+    /// As people write it: most significant byte first.
+    prev_hash: String,
+    network_difficulty: f64,
+    coinbase_value_sats: u64,
+    transactions: usize,
+    /// Since the node's last good answer.
+    node_answer_age_s: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct TotalsPage {
+    shares: u64,
+    /// Expected hashes, decimal.
+    work: String,
+    accounts: u64,
+    workers: u64,
+    blocks_found: u64,
+    blocks_accepted: u64,
+}
+
+/// GET /api/v1/channels
+#[derive(Debug, Serialize)]
+struct ChannelsPage<'a> {
+    /// Of all connections, listed or not.
+    connections_total: usize,
+    connections: Vec<&'a ConnectionSnapshot>,
+}
+
+/// GET /api/v1/blocks
+#[derive(Debug, Serialize)]
+struct BlocksPage {
+    blocks: Vec<BlockRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct BlockRow {
+    height: u32,
+    hash: String,
+    prev_hash: String,
+    found_at_ms: u64,
+    account: String,
+    worker: String,
+    value_sats: u64,
+    difficulty: f64,
+    /// found, accepted, stale, rejected, confirmed.
+    state: &'static str,
+    /// What a node said.
+    detail: String,
+}
+
+/// GET /api/v1/workers
+#[derive(Debug, Serialize)]
+struct WorkersPage {
+    /// Of all workers, listed or not.
+    workers_total: u64,
+    workers: Vec<WorkerRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct WorkerRow {
+    account: String,
+    worker: String,
+    shares: u64,
+    /// Expected hashes, decimal.
+    work: String,
+    last_share_at_ms: u64,
+    /// Of its best share ever.
+    best_difficulty: f64,
+}
+
+/// GET /health/ready
+#[derive(Debug, Serialize)]
+struct ReadyPage {
+    ready: bool,
+    /// "ok" or what is wrong.
+    node: String,
+    /// "ok" or what is wrong.
+    store: String,
+}
+
+/// Binds the port; says so if others than this machine can reach it.
+///
+/// # Errors
+/// The system's, with the address.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await.map_err(|error| {
+        io::Error::new(error.kind(), format!("http.address {address}: {error}"))
+    })?;
+    let bound = listener.local_addr()?;
+    if bound.ip().is_loopback() {
+        info!(address = %bound, "http");
+    } else {
+        warn!(address = %bound, "http is reachable from other machines and asks for no password");
+    }
+    Ok(listener)
+}
+
+/// Serves until `stop`.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve(
+    listener: TcpListener,
+    sources: Sources,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let metrics = sources.metrics.clone();
+    let upkeep = async {
+        let mut tick = interval(UPKEEP_INTERVAL);
+        loop {
+            tick.tick().await;
+            metrics.upkeep();
+        }
+    };
+    let server = axum::serve(listener, router(sources))
+        .with_graceful_shutdown(stop.clone().cancelled_owned());
+    tokio::select! {
+        served = server => served,
+        () = upkeep => Ok(()),
+        // Whoever keeps a connection open does not keep the pool from going.
+        () = async { stop.cancelled().await; tokio::time::sleep(ANSWER_MAX).await } => Ok(()),
+    }
+}
+
+/// All pages, for `serve` and for tests without a socket.
+pub fn router(sources: Sources) -> Router {
+    let slots = Arc::new(Semaphore::new(REQUESTS_MAX));
+    Router::new()
+        .route("/metrics", get(metrics_page))
+        .route("/health/live", get(|| async { "ok\n" }))
+        .route("/health/ready", get(ready_page))
+        .route("/api/v1/pool", get(pool_page))
+        .route("/api/v1/channels", get(channels_page))
+        .route("/api/v1/blocks", get(blocks_page))
+        .route("/api/v1/workers", get(workers_page))
+        .fallback(|| async { Problem(StatusCode::NOT_FOUND, "no such page").into_response() })
+        .layer(middleware::from_fn(move |request, next| bounded(slots.clone(), request, next)))
+        .with_state(Arc::new(sources))
+}
+
+/// One request: in a slot, in time, and never taken for a web page.
+async fn bounded(slots: Arc<Semaphore>, request: Request, next: Next) -> Response {
+    let mut response = match slots.try_acquire() {
+        Ok(_slot) => timeout(ANSWER_MAX, next.run(request)).await.unwrap_or_else(|_| {
+            Problem(StatusCode::SERVICE_UNAVAILABLE, "took longer than a second").into_response()
+        }),
+        Err(_) => Problem(StatusCode::SERVICE_UNAVAILABLE, "busy").into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+/// A refusal as JSON: `{"error": "..."}`.
+struct Problem(StatusCode, &'static str);
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        (self.0, Json(serde_json::json!({ "error": self.1 }))).into_response()
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        // Its words may name tables and hosts: for the log, not for the page.
+        warn!(%error, "the store did not answer a page");
+        Self(StatusCode::SERVICE_UNAVAILABLE, "the store does not answer")
+    }
+}
+
+impl From<crate::board::BoardEnded> for Problem {
+    fn from(_: crate::board::BoardEnded) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, "the pool is going down")
+    }
+}
+
+type Shared = State<Arc<Sources>>;
+
+async fn metrics_page(State(sources): Shared) -> impl IntoResponse {
+    if let Some(node) = sources.node.borrow().as_ref() {
+        sources.metrics.template_is_aged(node.answered_at.elapsed().as_secs_f64());
+    }
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    ([(header::CONTENT_TYPE, kind)], sources.metrics.render())
+}
+
+async fn ready_page(State(sources): Shared) -> impl IntoResponse {
+    let silence = sources.node.borrow().as_ref().map(|node| node.answered_at.elapsed());
+    let node = match silence {
+        None => Err("has not answered yet".to_owned()),
+        Some(silence) if silence > NODE_SILENCE_MAX => {
+            Err(format!("silent for {} s", silence.as_secs()))
+        }
+        Some(_) => Ok(()),
+    };
+    // Short of the whole second, so that a store that hangs is named and not only "too long".
+    let store = match timeout(ANSWER_MAX * 3 / 4, sources.store.ping()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => {
+            warn!(%error, "the store is not ready");
+            Err("does not answer".to_owned())
+        }
+        Err(_) => Err("too slow".to_owned()),
+    };
+    let ready = node.is_ok() && store.is_ok();
+    let word = |state: Result<(), String>| state.err().unwrap_or_else(|| "ok".to_owned());
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(ReadyPage { ready, node: word(node), store: word(store) }))
+}
+
+async fn pool_page(State(sources): Shared) -> Result<Response, Problem> {
+    let rows = sources.board.read().await?;
+    let totals = totals_page(sources.store.totals().await?);
+    let channels = || rows.iter().flat_map(|row| &row.channels);
+    let page = PoolPage {
+        facts: &sources.facts,
+        connections: rows.len(),
+        channels: channels().count(),
+        hash_rate: HashRates::sum(channels().map(|channel| channel.hash_rate)),
+        work: sources.node.borrow().as_ref().map(work_page),
+        totals,
+    };
+    Ok(Json(page).into_response())
+}
+
+fn work_page(node: &NodeView) -> WorkPage {
+    WorkPage {
+        node: node.name.clone(),
+        network: node.network.clone(),
+        height: node.height,
+        prev_hash: people_read(node.prev_hash),
+        network_difficulty: Target::from_compact(node.nbits).difficulty_for_display(),
+        coinbase_value_sats: node.coinbase_value_sats,
+        transactions: node.transactions,
+        node_answer_age_s: node.answered_at.elapsed().as_secs(),
+    }
+}
+
+fn totals_page(totals: Totals) -> TotalsPage {
+    TotalsPage {
+        shares: totals.shares,
+        work: totals.work.to_string(),
+        accounts: totals.accounts,
+        workers: totals.workers,
+        blocks_found: totals.blocks_found,
+        blocks_accepted: totals.blocks_accepted,
+    }
+}
+
+async fn channels_page(State(sources): Shared) -> Result<Response, Problem> {
+    let rows = sources.board.read().await?;
+    let connections = rows.iter().take(CONNECTION_ROWS_MAX).map(AsRef::as_ref).collect();
+    Ok(Json(ChannelsPage { connections_total: rows.len(), connections }).into_response())
+}
+
+async fn blocks_page(State(sources): Shared) -> Result<Json<BlocksPage>, Problem> {
+    let blocks = sources.store.blocks(BLOCK_ROWS_MAX).await?;
+    Ok(Json(BlocksPage { blocks: blocks.into_iter().map(block_row).collect() }))
+}
+
+fn block_row(block: BlockRecord) -> BlockRow {
+    BlockRow {
+        height: block.height,
+        hash: people_read(block.hash),
+        prev_hash: people_read(block.prev_hash),
+        found_at_ms: block.found_at_ms,
+        difficulty: block.difficulty_for_display(),
+        account: block.account,
+        worker: block.worker,
+        value_sats: block.value_sats,
+        state: block.state.as_str(),
+        detail: block.detail,
+    }
+}
+
+async fn workers_page(State(sources): Shared) -> Result<Json<WorkersPage>, Problem> {
+    let workers = sources.store.workers(WORKER_ROWS_MAX).await?;
+    let workers_total = sources.store.totals().await?.workers;
+    Ok(Json(WorkersPage { workers_total, workers: workers.into_iter().map(worker_row).collect() }))
+}
+
+fn worker_row(worker: WorkerTotals) -> WorkerRow {
+    WorkerRow {
+        account: worker.account,
+        worker: worker.worker,
+        shares: worker.shares,
+        work: worker.work.to_string(),
+        last_share_at_ms: worker.last_share_at_ms,
+        best_difficulty: Target::from_le_bytes(worker.best_hash).difficulty_for_display(),
+    }
+}
+
+/// A hash as people write it.
+fn people_read(mut hash: [u8; 32]) -> String {
+    hash.reverse();
+    hex::encode(hash)
+}

@@ -1,0 +1,406 @@
+//! The command line: what a person types, in which words it fails and with which exit code. Called by
+//! `main.rs` alone, which also names what `run` and `demo` start.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage (clap's own), 78 bad configuration (EX_CONFIG), so that
+//! a supervisor can tell what a restart will not mend. Must never print a secret or a backtrace.
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, ConfigError, LogFormat};
+use crate::keys::{self, KeyFiles};
+
+/// A Stratum V2 mining pool.
+#[derive(Debug, Parser)]
+#[command(name = "pool", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the pool.
+    Run(ConfigFile),
+    /// Run a pool, a development chain and a CPU miner in this process; nothing to set up.
+    Demo(DemoArguments),
+    /// Make and show keys and certificates.
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// Print or check the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Ask a running pool whether it is ready: exit code 0 or 1.
+    Healthcheck {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Page to ask for [default: /health/ready on http.address]
+        #[arg(long)]
+        url: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// Configuration file; without one the defaults and the environment count.
+    #[arg(short, long = "config", value_name = "FILE")]
+    path: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    fn load(&self) -> Result<Config, ConfigError> {
+        Config::load(self.path.as_deref(), std::env::vars_os())
+    }
+}
+
+/// Of `pool demo`; the defaults are those of the configuration.
+#[derive(Debug, Args)]
+struct DemoArguments {
+    /// Stop by itself after this long, e.g. 20s or 2m.
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_time)]
+    time: Option<Duration>,
+    /// Print one JSON object at the end and nothing else on stdout.
+    #[arg(long)]
+    json: bool,
+    /// Where miners connect; port 0 takes a free one.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Keep keys, shares and the chain here; otherwise they go when the demo ends.
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+    /// No built-in miner: point a device at it.
+    #[arg(long)]
+    no_miner: bool,
+    /// Transactions in each template.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=5_000))]
+    tx_count: Option<u32>,
+    /// Say on stderr what happens.
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+/// What `demo.rs` is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DemoOptions {
+    /// `None`: until a signal.
+    pub time: Option<Duration>,
+    /// One JSON object on stdout at the end, nothing else there.
+    pub json: bool,
+    /// Where miners connect.
+    pub listen: SocketAddr,
+    /// `None`: a temporary folder that goes with the demo.
+    pub data_dir: Option<PathBuf>,
+    /// Start the CPU miner.
+    pub miner: bool,
+    /// In each template, without the coinbase.
+    pub tx_count: u32,
+}
+
+#[derive(Debug, Subcommand)]
+enum KeysCommand {
+    /// Make an authority key. Keep a copy: miners pin its public half.
+    Authority {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// New file for the secret key [default: the configured keys.authority_file]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// Make an identity file, certificate and static key, for the pool's host. The authority's key
+    /// need not be there.
+    Certificate {
+        /// The authority's secret key.
+        #[arg(long, value_name = "FILE")]
+        authority: PathBuf,
+        /// Identity file whose static key is certified again; a new key if it is not there.
+        #[arg(long = "static", value_name = "FILE")]
+        static_key: Option<PathBuf>,
+        /// Days from now that the certificate holds. It starts a day ago.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3_650))]
+        days: u32,
+        /// Identity file to write, in the place of one that is there: keys.identity_file of the pool.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Show the public key that miners need, and how long the certificate holds.
+    Show(ConfigFile),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print every key with its meaning and its default.
+    Example,
+    /// Load the configuration and say what is wrong with it.
+    Check(ConfigFile),
+    /// Print what is in force, secrets masked.
+    Show(ConfigFile),
+}
+
+/// What `run` or `demo` does until it ends.
+pub type Running = Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
+
+/// What `main.rs` puts behind the two commands that start a pool.
+#[derive(Clone, Copy)]
+pub struct Starter {
+    /// `pool run`: until a signal.
+    pub run: fn(Config) -> Running,
+    /// `pool demo`; an error if it did not show what it should.
+    pub demo: fn(DemoOptions) -> Running,
+}
+
+/// Why a command failed; decides the exit code.
+#[derive(Debug)]
+enum Failure {
+    Config(ConfigError),
+    Other(anyhow::Error),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure
+where
+    E: NotConfig,
+{
+    fn from(error: E) -> Self {
+        // A starter may find the configuration wrong only once it has asked the node.
+        match error.into().downcast::<ConfigError>() {
+            Ok(error) => Self::Config(error),
+            Err(error) => Self::Other(error),
+        }
+    }
+}
+
+/// The other errors of this file, for `?`.
+trait NotConfig {}
+impl NotConfig for anyhow::Error {}
+impl NotConfig for std::io::Error {}
+impl NotConfig for keys::KeysError {}
+
+const FAILED: u8 = 1;
+const BAD_CONFIG: u8 = 78;
+
+/// Does what the command line says; failures are one line on stderr.
+#[must_use]
+pub fn main(starter: Starter) -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("pool: a bug, please report it: {}", panic.to_string().replace('\n', " "));
+    }));
+    let command = Cli::parse().command;
+    match execute(command, starter, &mut std::io::stdout().lock()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Config(error)) => {
+            eprintln!("pool: {error}");
+            ExitCode::from(BAD_CONFIG)
+        }
+        Err(Failure::Other(error)) => {
+            eprintln!("pool: {error:#}");
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn execute(command: Command, starter: Starter, out: &mut dyn Write) -> Result<(), Failure> {
+    match command {
+        Command::Run(file) => {
+            let config = file.load()?;
+            start_logging(config.log.format, &config.log.filter)?;
+            block_on((starter.run)(config))?;
+        }
+        Command::Demo(arguments) => {
+            start_logging(LogFormat::Text, if arguments.verbose { "info" } else { "warn" })?;
+            block_on((starter.demo)(arguments.into()))?;
+        }
+        Command::Keys(command) => execute_keys(command, out)?,
+        Command::Config(command) => execute_config(command, out)?,
+        Command::Healthcheck { config, url } => {
+            let url = match url {
+                Some(url) => url,
+                None => ready_url(config.load()?.http.address),
+            };
+            healthcheck(&url)?;
+        }
+    }
+    Ok(())
+}
+
+impl From<DemoArguments> for DemoOptions {
+    fn from(arguments: DemoArguments) -> Self {
+        let defaults = Config::default();
+        Self {
+            time: arguments.time,
+            json: arguments.json,
+            listen: arguments.listen.unwrap_or(defaults.listen.address),
+            data_dir: arguments.data_dir,
+            miner: !arguments.no_miner,
+            tx_count: arguments.tx_count.unwrap_or(defaults.embedded.tx_count),
+        }
+    }
+}
+
+fn block_on(running: Running) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(running)
+}
+
+fn start_logging(format: LogFormat, filter: &str) -> anyhow::Result<()> {
+    let stderr = std::io::stderr;
+    let logging = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(filter)?)
+        .with_writer(stderr)
+        .with_ansi(stderr().is_terminal());
+    let started = match format {
+        LogFormat::Text => logging.try_init(),
+        LogFormat::Json => logging.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| anyhow!("logging does not start: {error}"))
+}
+
+fn execute_keys(command: KeysCommand, out: &mut dyn Write) -> Result<(), Failure> {
+    match command {
+        KeysCommand::Authority { config, out: path } => {
+            let path = match path {
+                Some(path) => path,
+                None => config.load()?.authority_file(),
+            };
+            let key = keys::make_authority(&path)?;
+            writeln!(out, "authority public key: {}", key.public())?;
+            writeln!(out, "secret key: {} (keep a copy)", path.display())?;
+        }
+        KeysCommand::Certificate { authority, static_key, days, out: path } => {
+            let authority = keys::read_authority(&authority)?;
+            let static_key = static_key.filter(|path| path.exists());
+            let known = static_key.map(|path| keys::read_identity(&path)).transpose()?;
+            let known = known.map(|identity| identity.static_key);
+            let identity = keys::make_identity(&authority, known, keys::unix_now(), days)?;
+            keys::replace_identity(&path, &identity)?;
+            write_identity(out, &path, &identity)?;
+        }
+        KeysCommand::Show(config) => {
+            let path = KeyFiles::of(&config.load()?).identity;
+            let identity = keys::read_identity(&path)?;
+            write_identity(out, &path, &identity)?;
+            keys::check_certificate(&identity, &path, keys::unix_now())?;
+        }
+    }
+    Ok(())
+}
+
+fn write_identity(
+    out: &mut dyn Write,
+    path: &Path,
+    identity: &proto::noise::Identity,
+) -> std::io::Result<()> {
+    let certificate = &identity.certificate;
+    let (from, until) =
+        (keys::utc_date(certificate.valid_from), keys::utc_date(certificate.not_valid_after));
+    writeln!(out, "authority public key: {}", identity.authority)?;
+    writeln!(out, "certificate: from {from} until {until} (UTC)")?;
+    writeln!(out, "identity: {}", path.display())
+}
+
+fn execute_config(command: ConfigCommand, out: &mut dyn Write) -> Result<(), Failure> {
+    match command {
+        ConfigCommand::Example => write!(out, "{}", Config::example())?,
+        ConfigCommand::Check(file) => {
+            let config = file.load()?;
+            // What a start would ask for, as far as it can be known without the node.
+            config.payout_script(config.network())?;
+            config.store_url()?;
+            if config.node.kind == crate::config::NodeKind::BitcoinCore {
+                config.node_login()?;
+            }
+            writeln!(out, "ok")?;
+        }
+        ConfigCommand::Show(file) => write!(out, "{}", file.load()?.shown())?,
+    }
+    Ok(())
+}
+
+/// From this machine, whatever the port is bound to.
+fn ready_url(mut address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        let loopback = match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        };
+        address.set_ip(loopback);
+    }
+    format!("http://{address}/health/ready")
+}
+
+/// Longer than the page itself may take.
+const HEALTHCHECK_MAX: Duration = Duration::from_secs(3);
+/// The page is a line; what comes beyond is not ours.
+const HEALTHCHECK_ANSWER_MAX: u64 = 4_096;
+
+/// One GET, so plain that it needs no HTTP client: containers have no curl.
+fn healthcheck(url: &str) -> anyhow::Result<()> {
+    let rest = url.strip_prefix("http://").context("the url must start with http://")?;
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let unreachable = || format!("{host} does not answer");
+    let address = host.to_socket_addrs().with_context(unreachable)?.next();
+    let address = address.with_context(unreachable)?;
+    let mut stream =
+        TcpStream::connect_timeout(&address, HEALTHCHECK_MAX).with_context(unreachable)?;
+    stream.set_read_timeout(Some(HEALTHCHECK_MAX))?;
+    stream.set_write_timeout(Some(HEALTHCHECK_MAX))?;
+    write!(stream, "GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(HEALTHCHECK_ANSWER_MAX).read_to_end(&mut answer).with_context(unreachable)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let status = answer.split_whitespace().nth(1).unwrap_or("nothing");
+    if status != "200" {
+        let body = answer.rsplit("\r\n\r\n").next().unwrap_or_default().trim();
+        bail!("not ready: {url} says {status} {body}");
+    }
+    Ok(())
+}
+
+/// A year: enough for a soak, and no overflow further on.
+const TIME_MAX_S: u64 = 366 * 86_400;
+
+/// "20s", "5m", "2h", "1d", or seconds without a unit.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (count, unit) = text.split_at(digits);
+    let unit_s = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err("a number and s, m, h or d, e.g. 20s".into()),
+    };
+    let count: u64 = count.parse().map_err(|_| "a number and s, m, h or d, e.g. 20s")?;
+    match count.checked_mul(unit_s) {
+        Some(seconds @ 1..=TIME_MAX_S) => Ok(Duration::from_secs(seconds)),
+        Some(_) | None => Err("from 1s to 366d".into()),
+    }
+}
+
+/// For tests: what `demo` would be told by these words.
+///
+/// # Errors
+/// clap's, or another command.
+pub fn demo_options_of<T: Into<OsString> + Clone>(
+    words: impl IntoIterator<Item = T>,
+) -> anyhow::Result<DemoOptions> {
+    match Cli::try_parse_from(words)?.command {
+        Command::Demo(arguments) => Ok(arguments.into()),
+        Command::Run(_) | Command::Keys(_) | Command::Config(_) | Command::Healthcheck { .. } => {
+            Err(anyhow!("not a demo"))
+        }
+    }
+}
