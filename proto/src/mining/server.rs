@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::connection::Violation;
 use crate::extranonce::{Extranonce, ExtranonceAllocator};
-use crate::job::{ActiveTemplate, HeaderFields, Job, JobId};
+use crate::job::{ActiveTemplate, HeaderFields, Job};
 use crate::limits::{CREDIT_BATCHES_OPEN_MAX, JOB_REFRESH_MS, VARDIFF_CHECK_MS};
 use crate::message::{Message, SetCustomMiningJob, SetCustomMiningJobError, Tlvs, setup_flags};
 use crate::mining::batch::Batches;
@@ -139,7 +139,7 @@ pub struct Server {
     extranonces: ExtranonceAllocator,
     active: Arc<ActiveTemplate>,
     /// The job sent ahead for the next tip, known to every channel under this id.
-    future: Option<(JobId, Arc<Job>)>,
+    future: Option<jobs::Ahead>,
     channels: BTreeMap<ChannelId, Channel>,
     next_channel: u32,
     next_job: u32,

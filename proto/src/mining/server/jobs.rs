@@ -17,6 +17,16 @@ use crate::template::PrevHash;
 use crate::wire::{B064K, Seq0255U256};
 
 impl Server {
+/// The job that waits for the next tip.
+#[derive(Debug, Clone)]
+pub(super) struct Ahead {
+    pub(super) id: JobId,
+    job: Arc<Job>,
+    /// It was said to the group, so the group may be told that it starts. SRI's proxy keeps a group's
+    /// jobs apart from those of its channels and leaves a pool that mixes them.
+    to_group: bool,
+}
+
     fn new_job_id(&mut self) -> JobId {
         let id = JobId(self.next_job);
         // One counter for the whole connection, group jobs included (rule P23). It wraps after 2^32
@@ -38,18 +48,20 @@ impl Server {
     pub(super) fn introduce(&mut self, now: Now, id: ChannelId, out: &mut Outbox) {
         let active = Arc::clone(&self.active);
         let job_id = self.new_job_id();
-        let future = match &self.future {
-            Some(known) => Some(known.clone()),
-            None => active.next.as_ref().map(|next| (self.new_job_id(), Arc::clone(next))),
-        };
-        self.future.clone_from(&future);
+        if self.future.is_none() {
+            self.future = active.next.as_ref().map(|next| Ahead {
+                id: self.new_job_id(),
+                job: Arc::clone(next),
+                to_group: false,
+            });
+        }
         let Some(channel) = self.channels.get_mut(&id) else { return };
         say_job(id, channel, job_id, &active.job, None, out);
         out.say(set_new_prev_hash(id, job_id, &active.tip));
         let tip = active.tip;
         channel.give(given(job_id, &active.job, tip, tip.min_ntime, now));
-        if let Some((future_id, next)) = &future {
-            say_job(id, channel, *future_id, next, None, out);
+        if let Some(ahead) = &self.future {
+            say_job(id, channel, ahead.id, &ahead.job, None, out);
         }
     }
 
@@ -66,14 +78,15 @@ impl Server {
             self.give_running_job(now, &new, out);
         }
         let ahead_is_known = match (&self.future, &new.next) {
-            (Some((_, sent)), Some(next)) => Arc::ptr_eq(sent, next),
+            (Some(sent), Some(next)) => Arc::ptr_eq(&sent.job, next),
             (_, None) => true,
             (None, Some(_)) => false,
         };
         if let Some(next) = new.next.as_ref().filter(|_| !ahead_is_known) {
             let id = self.new_job_id();
             self.say_job_to_all(id, next, None, out);
-            self.future = Some((id, Arc::clone(next)));
+            let to_group = self.speaks_to_group();
+            self.future = Some(Ahead { id, job: Arc::clone(next), to_group });
         }
     }
 
@@ -82,16 +95,16 @@ impl Server {
             channel.retire_jobs();
         }
         let fits = |job: &Job| job.template().height == new.job.template().height;
-        let (id, job) = match self.future.take().filter(|(_, job)| fits(job)) {
+        let Ahead { id, job, to_group } = match self.future.take().filter(|sent| fits(&sent.job)) {
             Some(sent) => sent,
             None => {
                 // Nothing was sent ahead for this height: the job goes first, then the tip (P24).
                 let id = self.new_job_id();
                 self.say_job_to_all(id, &new.job, None, out);
-                (id, Arc::clone(&new.job))
+                Ahead { id, job: Arc::clone(&new.job), to_group: self.speaks_to_group() }
             }
         };
-        if self.speaks_to_group() {
+        if to_group && self.speaks_to_group() {
             out.say(set_new_prev_hash(GROUP, id, &new.tip));
         } else {
             for channel in self.channels.keys() {

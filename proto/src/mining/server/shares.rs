@@ -139,7 +139,7 @@ impl Server {
     }
 
     fn is_future(&self, job: JobId) -> bool {
-        self.future.as_ref().is_some_and(|(id, _)| *id == job)
+        self.future.as_ref().is_some_and(|ahead| ahead.id == job)
     }
 
     /// Acts on a verdict: the block first, then the credit or the refusal.
@@ -275,7 +275,7 @@ impl Server {
 
     /// Early shares whose tip did not come in time, or whose job was replaced, are refused.
     pub(super) fn expire_early_shares(&mut self, now: Now, out: &mut Outbox) {
-        let future = self.future.as_ref().map(|(id, _)| *id);
+        let future = self.future.as_ref().map(|ahead| ahead.id);
         let (keep, gone): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.early).into_iter().partition(|share| {
                 now.mono_ms < share.came_ms.saturating_add(EARLY_SHARE_WAIT_MS)
