@@ -109,6 +109,9 @@ pub const EXTENSIONS_MAX: usize = 64;
 pub const WORKER_TLV_MAX: usize = 32;
 /// Shares that wait for a prev_hash that our node has not shown yet (rule P53), for a connection.
 pub const EARLY_SHARES_MAX: usize = 64;
+/// Found blocks that a connection remembers, so that a repeated share does not send one again. On a
+/// real network two are many; on one where every share is a block the node says "known" to the rest.
+pub const BLOCKS_SENT_MAX: usize = 64;
 
 // ---- shares ----
 

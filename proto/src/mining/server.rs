@@ -10,7 +10,7 @@ mod jobs;
 mod open;
 mod shares;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::connection::Violation;
@@ -145,6 +145,8 @@ pub struct Server {
     next_job: u32,
     batches: Batches,
     early: Vec<shares::EarlyShare>,
+    /// Hashes of the blocks that were sent last, newest last.
+    blocks_sent: VecDeque<[u8; 32]>,
     jobs_sent_ms: u64,
     vardiff_checked_ms: u64,
 }
@@ -174,6 +176,7 @@ impl Server {
             next_job: 1,
             batches: Batches::default(),
             early: Vec::new(),
+            blocks_sent: VecDeque::new(),
             jobs_sent_ms: now.mono_ms,
             vardiff_checked_ms: now.mono_ms,
         }

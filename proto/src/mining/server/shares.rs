@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Effect, FoundBlock, Outbox, Server};
 use crate::extranonce::ExtranoncePrefix;
 use crate::job::JobId;
-use crate::limits::{EARLY_SHARE_WAIT_MS, EARLY_SHARES_MAX};
+use crate::limits::{BLOCKS_SENT_MAX, EARLY_SHARE_WAIT_MS, EARLY_SHARES_MAX};
 use crate::message::{
     SubmitSharesError, SubmitSharesExtended, SubmitSharesStandard, SubmitSharesSuccess, Tlvs,
 };
@@ -126,7 +126,7 @@ impl Server {
                 // Too late for credit, but a block may still win its race.
                 let verdict = check(job, &submitted.claim, now.unix_s);
                 let block = found_block(job, &channel.owner, &submitted.claim, &verdict);
-                out.effects.extend(block.map(Effect::BlockFound));
+                self.send_block(block, out);
                 self.refuse(id, sequence_number, Refusal::StaleShare, out);
             }
             Found::Nothing
@@ -159,8 +159,9 @@ impl Server {
         };
         // A block that was shown before was also sent before.
         if outcome != Err(Refusal::DuplicateShare) {
-            out.effects.extend(block.map(Effect::BlockFound));
+            self.send_block(block, out);
         }
+        let Some(channel) = self.channels.get_mut(&id) else { return };
         let proof = match outcome {
             Ok(proof) => proof,
             Err(refusal) => return self.refuse(id, submitted.sequence_number, refusal, out),
@@ -199,6 +200,19 @@ impl Server {
         if changed {
             self.announce_target(now, id, out);
         }
+    }
+
+    /// A block goes out once: its share may come again, credited, refused or stale, and must not put
+    /// the node and the disk to work each time.
+    fn send_block(&mut self, block: Option<Box<FoundBlock>>, out: &mut Outbox) {
+        let Some(block) = block.filter(|block| !self.blocks_sent.contains(&block.hash)) else {
+            return;
+        };
+        if self.blocks_sent.len() >= BLOCKS_SENT_MAX {
+            self.blocks_sent.pop_front();
+        }
+        self.blocks_sent.push_back(block.hash);
+        out.effects.push(Effect::BlockFound(block));
     }
 
     /// One SubmitShares.Error, at once (rule P48).
