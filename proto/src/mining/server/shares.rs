@@ -237,18 +237,20 @@ impl Server {
     /// The ledger has a batch: now, and only now, its shares are acknowledged, one Success for each
     /// channel (rule P49).
     pub(super) fn on_committed(&mut self, committed: &Committed, out: &mut Outbox) {
-        let receipts = self.batches.committed(committed);
+        let mut receipts = self.batches.committed(committed);
         let Some(oldest_ms) = receipts.first().map(|receipt| receipt.received_ms) else { return };
+        let duplicates = take_duplicates(&mut receipts, &committed.duplicates);
+        for Receipt { channel, sequence_number, .. } in duplicates {
+            if self.channels.contains_key(&channel) {
+                self.refuse(channel, sequence_number, Refusal::DuplicateShare, out);
+            }
+        }
         // In order of first shares; a batch has at most CREDIT_BATCH_MAX of them.
         let mut answers: Vec<(ChannelId, u32, u32)> = Vec::new();
         let mut credited: Vec<(ChannelId, Difficulty, u32)> = Vec::new();
         for receipt in receipts {
             let Receipt { channel: id, sequence_number, hash, difficulty, .. } = receipt;
             let Some(channel) = self.channels.get_mut(&id) else { continue };
-            if committed.duplicates.contains(&hash) {
-                self.refuse(id, sequence_number, Refusal::DuplicateShare, out);
-                continue;
-            }
             channel.credit(&hash, difficulty);
             match answers.iter_mut().find(|(channel, ..)| *channel == id) {
                 Some((_, last, count)) => (*last, *count) = (sequence_number, *count + 1),
@@ -300,6 +302,19 @@ impl Server {
             self.refuse(channel, submitted.sequence_number, Refusal::InvalidJobId, out);
         }
     }
+}
+
+/// Takes out the shares that the ledger did not credit, in the order they came. Where a batch holds a
+/// proof more often than it is named, the ledger credited the first of them.
+fn take_duplicates(receipts: &mut Vec<Receipt>, named: &[[u8; 32]]) -> Vec<Receipt> {
+    let mut taken = Vec::with_capacity(named.len());
+    for hash in named.iter().rev() {
+        if let Some(at) = receipts.iter().rposition(|receipt| receipt.hash == *hash) {
+            taken.push(receipts.remove(at));
+        }
+    }
+    taken.reverse();
+    taken
 }
 
 fn found_block(
