@@ -161,16 +161,20 @@ pub fn check(job: &FrozenJob, claim: &Claim, clock: u32) -> Verdict {
     // the network (and on regtest a block can miss the channel's target).
     let is_block = job.network_target.is_met_by(&hash);
     let outcome = check_rolled_fields(job, claim, clock).and_then(|()| {
-        if !is_block && !job.target.is_met_by(&hash) {
+        let meets_target = job.target.is_met_by(&hash);
+        if !is_block && !meets_target {
             return Err(Refusal::DifficultyTooLow);
         }
+        // Credit is for meeting the job's target. Paying a block that missed it at the job's difficulty
+        // would pay a client that asks for a target beyond the network's many times for each hash.
+        let difficulty = if meets_target { job.difficulty } else { Difficulty::MIN };
         Ok(Proof {
             hash,
             nonce: claim.nonce,
             ntime: claim.ntime,
             version: claim.version,
             rolled,
-            difficulty: job.difficulty,
+            difficulty,
             is_block,
         })
     });
@@ -259,7 +263,8 @@ pub struct Proof {
     pub version: u32,
     /// What the client rolled; zeros on a standard channel.
     pub rolled: [u8; EXTRANONCE_ROLLABLE_LEN],
-    /// Difficulty of the job's target: what the share is worth.
+    /// What the share is worth: the difficulty of the job's target, or the least there is for a block
+    /// that missed it.
     pub difficulty: Difficulty,
     /// The header also met the network's target.
     pub is_block: bool,
