@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use super::{GROUP, Outbox, Server};
 use crate::job::{ActiveTemplate, Job, JobId};
+use crate::limits::NTIME_AHEAD_MAX_S;
 use crate::message::{NewExtendedMiningJob, NewMiningJob, SetNewPrevHash, SetTarget, setup_flags};
 use crate::mining::channel::{Channel, Given};
 use crate::mining::{ChannelId, Kind, Now};
 use crate::template::PrevHash;
 use crate::wire::{B064K, Seq0255U256};
 
-impl Server {
 /// The job that waits for the next tip.
 #[derive(Debug, Clone)]
 pub(super) struct Ahead {
@@ -27,6 +27,7 @@ pub(super) struct Ahead {
     to_group: bool,
 }
 
+impl Server {
     fn new_job_id(&mut self) -> JobId {
         let id = JobId(self.next_job);
         // One counter for the whole connection, group jobs included (rule P23). It wraps after 2^32
@@ -186,10 +187,13 @@ fn given(id: JobId, job: &Arc<Job>, tip: PrevHash, min_ntime: u32, now: Now) -> 
     Given { id, job, tip, min_ntime, since: now.unix_s, version_rolling: true }
 }
 
-/// An ntime that the channel has not been given under this tip: now, or a second more than the last.
+/// An ntime that the channel has not been given under this tip: now, or a second more than the last,
+/// but none that would make a block of it too new for the network (rule P30).
 fn later_ntime(channel: &Channel, tip: PrevHash, now: Now) -> u32 {
     let last = channel.newest().filter(|job| job.tip.hash == tip.hash).map(|job| job.min_ntime);
-    now.unix_s.max(tip.min_ntime).max(last.map_or(0, |last| last.saturating_add(1)))
+    let after_last = last.map_or(0, |last| last.saturating_add(1));
+    let latest = now.unix_s.saturating_add(NTIME_AHEAD_MAX_S);
+    now.unix_s.max(after_last.min(latest)).max(tip.min_ntime)
 }
 
 fn set_new_prev_hash(channel: ChannelId, job: JobId, tip: &PrevHash) -> SetNewPrevHash {
