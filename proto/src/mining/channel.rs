@@ -169,3 +169,60 @@ pub(super) struct Given<'a> {
     pub(super) since: u32,
     pub(super) version_rolling: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::extranonce::ExtranonceAllocator;
+    use crate::vardiff::VardiffPolicy;
+
+    fn channel() -> Channel {
+        let policy = VardiffPolicy {
+            shares_per_minute: 12.0,
+            floor: Difficulty::MIN,
+            ceiling: Difficulty::from_log2(62),
+        };
+        let owner = Owner { account: "alice".into(), worker: "".into() };
+        let prefix = ExtranonceAllocator::new(1, 1).allocate().expect("the first of 2^32");
+        let vardiff = Vardiff::new(policy, 0.0, Difficulty::MIN, 0);
+        Channel::new(Kind::Extended, owner, prefix, vardiff, 0)
+    }
+
+    #[test]
+    fn fractions_of_difficulty_are_carried_to_the_next_sum_p49() {
+        let mut channel = channel();
+        let mut sums = Vec::new();
+        for _ in 0..9 {
+            for _ in 0..3 {
+                channel.credit(&[1; 32], Difficulty::from_log2(-3));
+            }
+            sums.push(channel.take_sum());
+        }
+        // 3/8 a batch: nothing is lost and nothing is told twice.
+        assert_eq!(sums, [0, 0, 1, 0, 0, 1, 0, 1, 0]);
+        assert_eq!(sums.iter().sum::<u64>(), 9 * 3 / 8);
+    }
+
+    #[test]
+    fn whole_difficulty_is_told_with_the_batch_it_came_in_p49() {
+        let mut channel = channel();
+        channel.credit(&[1; 32], Difficulty::from_log2(10));
+        channel.credit(&[1; 32], Difficulty::from_log2(-32));
+        assert_eq!(channel.take_sum(), 1_024);
+        assert_eq!(channel.take_sum(), 0);
+        channel.credit(&[1; 32], Difficulty::from_log2(62));
+        assert_eq!(channel.take_sum(), 1 << 62);
+    }
+
+    #[test]
+    fn the_best_share_is_the_lowest_hash_read_as_a_number() {
+        let mut channel = channel();
+        let (mut low, mut high) = ([0; 32], [0; 32]);
+        (low[0], high[31]) = (0xff, 1);
+        for hash in [high, low, high] {
+            channel.credit(&hash, Difficulty::MIN);
+        }
+        assert_eq!(channel.tally.best, Some(low));
+        assert_eq!(channel.tally.accepted, 3);
+    }
+}
