@@ -1,54 +1,289 @@
-//! Builders that the tests of the link share: an identity, both ends of a handshake, both ends of a
-//! connection. Fixed secrets, so every run is the same.
+//! Builders for the mining tests: a chain that makes templates, a link (one connection's server and its
+//! clock), a client that understands what is said to it, and a ledger. Used by every mining test and by
+//! the fuzz harness, so it needs nothing but `proto`.
+//!
+//! The client is the judge of the device rules: it fails at the first frame that a real device, or
+//! SRI's proxy, could not have lived with. It computes merkle roots from the wire alone.
 
-#![allow(dead_code, reason = "each test binary uses some of these")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+// Each test binary uses its own part of this; a test that meets the unexpected panics.
+#![allow(dead_code, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_enum_match_arm)]
 
-use proto::connection::Connection;
-use proto::noise::{
-    AuthoritySecretKey, EphemeralSecret, Identity, Initiator, Responder, StaticKey, Transport,
+pub mod chain;
+pub mod client;
+pub mod said;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use proto::connection::Violation;
+use proto::extranonce::ExtranonceAllocator;
+use proto::job::ActiveTemplate;
+use proto::message::{
+    CloseChannel, Message, OpenExtendedMiningChannel, OpenStandardMiningChannel,
+    SubmitSharesExtended, SubmitSharesStandard, Tlvs, UpdateChannel,
 };
+use proto::mining::server::{Effect, FoundBlock, Input, Outbox, Policy, Server};
+use proto::mining::{Committed, CreditBatch, Kind, Now};
+use proto::target::{Difficulty, Target};
+use proto::wire::{B032, Str0255};
 
-/// The unix time at which every test takes place.
-pub(crate) const NOW: u32 = 1_700_000_000;
+pub use chain::{Chain, HARD_NBITS, REGTEST_NBITS};
+pub use client::{Client, Share};
+pub use said::{JobBody, Said, decode};
 
-pub(crate) fn authority() -> AuthoritySecretKey {
-    AuthoritySecretKey::from_secret([7; 32]).unwrap()
+/// Unix seconds at which every link starts.
+pub const START_S: u32 = 1_790_000_000;
+/// What firmware declares of itself whatever it is (devices.md).
+pub const DECLARED_RATE: f32 = 1e12;
+/// "Any target will do."
+pub const ANY_TARGET: [u8; 32] = [0xff; 32];
+
+/// Nearly every hash is a share: a test grinds none or one. So many are wanted that no burst of them
+/// makes the difficulty rise.
+pub fn easy_policy() -> Policy {
+    Policy { shares_per_minute: 1e9, ..lively_policy() }
 }
 
-pub(crate) fn ephemeral(seed: u8) -> EphemeralSecret {
-    EphemeralSecret::new([seed; 32], [seed ^ 0xff; 32]).unwrap()
+/// The same floor with a difficulty that follows the shares.
+pub fn lively_policy() -> Policy {
+    Policy { floor: Difficulty::MIN, ..Policy::default() }
 }
 
-/// Certified by `authority()` from `valid_from` to `not_valid_after`.
-pub(crate) fn identity_valid(valid_from: u32, not_valid_after: u32) -> Identity {
-    let static_key = StaticKey::from_secret([8; 32], [9; 32]).unwrap();
-    let x_only = static_key.x_only();
-    let certificate = authority().certify(&x_only, valid_from, not_valid_after, &[1; 32]);
-    Identity { static_key, certificate, authority: authority().public() }
+/// One connection as both ends see it: the server, the client's understanding of what it said, time.
+pub struct Link {
+    pub server: Server,
+    pub client: Client,
+    pub now: Now,
+    /// What the server asked to be done and nobody has taken yet.
+    pub effects: Vec<Effect>,
+    request_id: u32,
 }
 
-pub(crate) fn identity() -> Identity {
-    identity_valid(NOW - 3_600, NOW + 3_600)
+impl Link {
+    /// A connection without flags under `easy_policy`.
+    pub fn new(chain: &Chain) -> Self {
+        Self::with(easy_policy(), 0, chain.active())
+    }
+
+    pub fn with(policy: Policy, flags: u32, active: Arc<ActiveTemplate>) -> Self {
+        Self::on(ExtranonceAllocator::new(7, 9), policy, flags, active)
+    }
+
+    pub fn on(
+        extranonces: ExtranonceAllocator,
+        policy: Policy,
+        flags: u32,
+        active: Arc<ActiveTemplate>,
+    ) -> Self {
+        let now = Now { mono_ms: 1_000, unix_s: START_S };
+        Self {
+            server: Server::new(Arc::new(policy), flags, extranonces, active, now),
+            client: Client::new(flags),
+            now,
+            effects: Vec::new(),
+            request_id: 100,
+        }
+    }
+
+    /// Hands one input to the server and what it says to the client.
+    pub fn handle(&mut self, input: Input<'_>) -> Result<Vec<Said>, Violation> {
+        let mut out = Outbox::default();
+        let answer = self.server.handle(self.now, input, &mut out);
+        let said = decode(&out.frames);
+        self.client.hear_all(&said);
+        self.effects.extend(out.effects);
+        answer.map(|()| said)
+    }
+
+    /// A message without TLVs that does not end the connection.
+    pub fn say<'a>(&mut self, message: impl Into<Message<'a>>) -> Vec<Said> {
+        self.handle(Input::Message(message.into(), Tlvs::NONE)).unwrap()
+    }
+
+    pub fn open(&mut self, kind: Kind, rate: f32, max_target: [u8; 32]) -> Vec<Said> {
+        let user_identity = Str0255::text("alice.rig1");
+        self.request_id += 1;
+        let request_id = self.request_id;
+        let said = match kind {
+            Kind::Standard => self.say(OpenStandardMiningChannel {
+                request_id,
+                user_identity,
+                nominal_hash_rate: rate,
+                max_target,
+            }),
+            Kind::Extended => self.say(OpenExtendedMiningChannel {
+                request_id,
+                user_identity,
+                nominal_hash_rate: rate,
+                max_target,
+                min_extranonce_size: 4,
+            }),
+        };
+        if let Some(Said::Opened { channel, .. }) = said.first() {
+            self.client.limit(*channel, Target::from_le_bytes(max_target));
+        }
+        said
+    }
+
+    /// Opens a channel that declares nothing and takes any target: it starts at the policy's floor.
+    pub fn open_at_floor(&mut self, kind: Kind) -> u32 {
+        match self.open(kind, 0.0, ANY_TARGET).first() {
+            Some(Said::Opened { channel, .. }) => *channel,
+            other => panic!("an open was answered with {other:?}"),
+        }
+    }
+
+    pub fn update(&mut self, channel: u32, rate: f32, max_target: [u8; 32]) -> Vec<Said> {
+        // The limit holds from the client's word on, so also for what is said in answer to it.
+        let limit = Target::from_le_bytes(max_target);
+        self.client.limit(channel, limit);
+        self.say(UpdateChannel {
+            channel_id: channel,
+            nominal_hash_rate: rate,
+            maximum_target: max_target,
+        })
+    }
+
+    pub fn close(&mut self, channel: u32) -> Vec<Said> {
+        self.client.forget(channel);
+        self.say(CloseChannel { channel_id: channel, reason_code: Str0255::text("done") })
+    }
+
+    pub fn submit(&mut self, share: &Share) -> Vec<Said> {
+        self.submit_with(share, Tlvs::NONE)
+    }
+
+    pub fn submit_with(&mut self, share: &Share, tlvs: Tlvs<'_>) -> Vec<Said> {
+        let message: Message<'_> = match &share.rolled {
+            Some(rolled) => SubmitSharesExtended {
+                channel_id: share.channel,
+                sequence_number: share.sequence,
+                job_id: share.job,
+                nonce: share.nonce,
+                ntime: share.ntime,
+                version: share.version,
+                extranonce: B032::new(rolled).unwrap(),
+            }
+            .into(),
+            None => SubmitSharesStandard {
+                channel_id: share.channel,
+                sequence_number: share.sequence,
+                job_id: share.job,
+                nonce: share.nonce,
+                ntime: share.ntime,
+                version: share.version,
+            }
+            .into(),
+        };
+        self.handle(Input::Message(message, tlvs)).unwrap()
+    }
+
+    pub fn template(&mut self, active: Arc<ActiveTemplate>) -> Vec<Said> {
+        self.handle(Input::Template(active)).unwrap()
+    }
+
+    /// Lets time pass and the server act on it whenever it wanted to.
+    pub fn pass(&mut self, ms: u64) -> Vec<Said> {
+        let end = self.now.mono_ms + ms;
+        let mut said = Vec::new();
+        while self.server.deadline_ms() <= end {
+            let due = self.server.deadline_ms().max(self.now.mono_ms);
+            self.set_clock(due);
+            said.extend(self.handle(Input::Time).unwrap());
+        }
+        self.set_clock(end);
+        said
+    }
+
+    pub fn set_clock(&mut self, mono_ms: u64) {
+        self.now = Now { mono_ms, unix_s: START_S + (mono_ms / 1_000) as u32 };
+    }
+
+    /// Sends off the open batch and commits every batch as `ledger` sees it.
+    pub fn commit(&mut self, ledger: &mut Ledger) -> Vec<Said> {
+        let mut said = Vec::new();
+        for batch in self.batches() {
+            said.extend(self.handle(Input::Committed(ledger.commit(&batch))).unwrap());
+        }
+        said
+    }
+
+    /// The batches that are on their way to the ledger, the open one too.
+    pub fn batches(&mut self) -> Vec<CreditBatch> {
+        let mut out = Outbox::default();
+        self.server.close_batch(&mut out);
+        assert!(out.frames.is_empty(), "closing a batch says nothing");
+        self.effects.extend(out.effects);
+        let (credits, rest) = std::mem::take(&mut self.effects)
+            .into_iter()
+            .partition(|effect| matches!(effect, Effect::Credit(_)));
+        self.effects = rest;
+        let credits: Vec<Effect> = credits;
+        credits
+            .into_iter()
+            .map(|effect| match effect {
+                Effect::Credit(batch) => batch,
+                other => panic!("{other:?} is no credit"),
+            })
+            .collect()
+    }
+
+    /// Blocks found since the effects were last looked at.
+    pub fn blocks(&mut self) -> Vec<FoundBlock> {
+        std::mem::take(&mut self.effects)
+            .into_iter()
+            .filter_map(|effect| match effect {
+                Effect::BlockFound(block) => Some(*block),
+                other => {
+                    self.effects.push(other);
+                    None
+                }
+            })
+            .collect()
+    }
 }
 
-/// Client and server of a finished handshake.
-pub(crate) fn transports() -> (Transport, Transport) {
-    let identity = identity();
-    let (initiator, act_one) = Initiator::new(ephemeral(3));
-    let (act_two, server) = Responder::new(&identity, ephemeral(5)).step(&act_one).unwrap();
-    (initiator.finish(&act_two, Some(&identity.authority), NOW).unwrap(), server)
+/// What the ledger task answers: the first of two equal proofs is credited, ever.
+#[derive(Default)]
+pub struct Ledger {
+    pub credited: HashSet<[u8; 32]>,
 }
 
-/// Client and server that have shaken hands and said nothing yet.
-pub(crate) fn connections() -> (Connection, Connection) {
-    let (client, server) = transports();
-    (Connection::new(client), Connection::new(server))
+impl Ledger {
+    pub fn commit(&mut self, batch: &CreditBatch) -> Committed {
+        let proofs = batch.groups.iter().flat_map(|group| &group.proofs);
+        let duplicates = proofs
+            .filter(|proof| !self.credited.insert(proof.hash))
+            .map(|proof| proof.hash)
+            .collect();
+        Committed { id: batch.id, duplicates }
+    }
 }
 
-/// Carries all that is pending from one end to the other.
-pub(crate) fn carry(from: &mut Connection, to: &mut Connection) {
-    let pending = from.outbound.pending().to_vec();
-    to.inbound.feed(&pending);
-    from.outbound.advance(pending.len());
+/// A small generator for tests and harnesses: the same seed, the same run.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// SplitMix64.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// In [0, 1).
+    pub fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
 }
