@@ -6,7 +6,7 @@
 //! SRI's proxy, could not have lived with. It computes merkle roots from the wire alone.
 
 // Each test binary uses its own part of this; a test that meets the unexpected panics.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unused_imports, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_enum_match_arm)]
 
 pub mod chain;
