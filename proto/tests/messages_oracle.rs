@@ -492,106 +492,83 @@ fn hex(text: &str) -> Vec<u8> {
     digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
 }
 
+fn known_bytes(message: impl Into<Message<'static>>, bytes: &str) {
+    let message = message.into();
+    let bytes = hex(bytes);
+    assert_eq!(encoded(&message), bytes, "{}", message.name());
+    let (header, payload) = split(&bytes);
+    assert_eq!(decoded(header, payload), Ok(Received::Known(message, Tlvs::NONE)));
+}
+
 /// Bytes that the SRI crates wrote, kept here so that ours and a later SRI cannot drift together.
 #[test]
-fn known_messages_have_their_known_bytes() {
-    let text = |text| Str0255::new(text).unwrap();
-    let members = [2_u32.to_le_bytes(), 3_u32.to_le_bytes()];
-    let ff = "ff".repeat(32);
-    let aa = "aa".repeat(32);
-    let known: [(Message<'_>, String); 8] = [
-        (
-            SetupConnection {
-                protocol: 0,
-                min_version: 2,
-                max_version: 2,
-                flags: 5,
-                endpoint_host: text(b"pool.example"),
-                endpoint_port: 34_254,
-                vendor: text(b"v"),
-                hardware_version: text(b"h"),
-                firmware: text(b"f"),
-                device_id: text(b""),
-            }
-            .into(),
-            "0000001f0000 00 0200 0200 05000000 0c706f6f6c2e6578616d706c65 ce85 0176 0168 0166 00"
-                .to_owned(),
-        ),
-        (
-            SetupConnectionSuccess { used_version: 2, flags: 0 }.into(),
-            "000001060000 0200 00000000".to_owned(),
-        ),
-        (
-            OpenStandardMiningChannel {
-                request_id: 7,
-                user_identity: text(b"bc1q.w"),
-                nominal_hash_rate: 1e12,
-                max_target: [0xff; 32],
-            }
-            .into(),
-            format!("0000102f0000 07000000 06626331712e77 a5d46853 {ff}"),
-        ),
-        (
-            NewMiningJob {
-                channel_id: 2,
-                job_id: 3,
-                min_ntime: None,
-                version: 0x2000_0000,
-                merkle_root: [0xaa; 32],
-            }
-            .into(),
-            format!("0080152d0000 02000000 03000000 00 00000020 {aa}"),
-        ),
-        (
-            NewMiningJob {
-                channel_id: 2,
-                job_id: 4,
-                min_ntime: Some(0x6500_0000),
-                version: 0x2000_0000,
-                merkle_root: [0xaa; 32],
-            }
-            .into(),
-            format!("008015310000 02000000 04000000 01 00000065 00000020 {aa}"),
-        ),
-        (
-            SubmitSharesExtended {
-                channel_id: 2,
-                sequence_number: 1,
-                job_id: 3,
-                nonce: 0xdead_beef,
-                ntime: 0x6500_0001,
-                version: 0x2000_0000,
-                extranonce: B032::new(&[1, 2, 3, 4]).unwrap(),
-            }
-            .into(),
-            "00801b1d0000 02000000 01000000 03000000 efbeadde 01000065 00000020 0401020304"
-                .to_owned(),
-        ),
-        (
-            SubmitSharesSuccess {
-                channel_id: 2,
-                last_sequence_number: 10,
-                new_submits_accepted_count: 10,
-                new_shares_sum: 1_000,
-            }
-            .into(),
-            "00801c140000 02000000 0a000000 0a000000 e803000000000000".to_owned(),
-        ),
-        (
-            SetGroupChannel {
-                group_channel_id: 1,
-                channel_ids: Seq064KU32::new(&members).unwrap(),
-            }
-            .into(),
-            "0000250e0000 01000000 0200 02000000 03000000".to_owned(),
-        ),
-    ];
-    for (message, bytes) in known {
-        let bytes = hex(&bytes);
-        assert_eq!(encoded(&message), bytes, "{}", message.name());
-        let (header, payload) = split(&bytes);
-        assert_eq!(decoded(header, payload), Ok(Received::Known(message, Tlvs::NONE)));
-    }
+fn known_setup_messages_have_their_known_bytes() {
+    let setup = SetupConnection {
+        protocol: 0,
+        min_version: 2,
+        max_version: 2,
+        flags: 5,
+        endpoint_host: Str0255::text("pool.example"),
+        endpoint_port: 34_254,
+        vendor: Str0255::text("v"),
+        hardware_version: Str0255::text("h"),
+        firmware: Str0255::text("f"),
+        device_id: Str0255::text(""),
+    };
+    known_bytes(
+        setup,
+        "0000001f0000 00 0200 0200 05000000 0c706f6f6c2e6578616d706c65 ce85 0176 0168 0166 00",
+    );
+    known_bytes(SetupConnectionSuccess { used_version: 2, flags: 0 }, "000001060000 0200 00000000");
+    let open = OpenStandardMiningChannel {
+        request_id: 7,
+        user_identity: Str0255::text("bc1q.w"),
+        nominal_hash_rate: 1e12,
+        max_target: [0xff; 32],
+    };
+    let target = "ff".repeat(32);
+    known_bytes(open, &format!("0000102f0000 07000000 06626331712e77 a5d46853 {target}"));
+    let members = Box::leak(Box::new([2_u32.to_le_bytes(), 3_u32.to_le_bytes()]));
+    let channel_ids = Seq064KU32::new(members).unwrap();
+    known_bytes(
+        SetGroupChannel { group_channel_id: 1, channel_ids },
+        "0000250e0000 01000000 0200 02000000 03000000",
+    );
+}
+
+#[test]
+fn known_jobs_and_shares_have_their_known_bytes() {
+    let future = NewMiningJob {
+        channel_id: 2,
+        job_id: 3,
+        min_ntime: None,
+        version: 0x2000_0000,
+        merkle_root: [0xaa; 32],
+    };
+    let root = "aa".repeat(32);
+    known_bytes(future, &format!("0080152d0000 02000000 03000000 00 00000020 {root}"));
+    let active = NewMiningJob { job_id: 4, min_ntime: Some(0x6500_0000), ..future };
+    known_bytes(active, &format!("008015310000 02000000 04000000 01 00000065 00000020 {root}"));
+    let share = SubmitSharesExtended {
+        channel_id: 2,
+        sequence_number: 1,
+        job_id: 3,
+        nonce: 0xdead_beef,
+        ntime: 0x6500_0001,
+        version: 0x2000_0000,
+        extranonce: B032::new(&[1, 2, 3, 4]).unwrap(),
+    };
+    known_bytes(
+        share,
+        "00801b1d0000 02000000 01000000 03000000 efbeadde 01000065 00000020 0401020304",
+    );
+    let success = SubmitSharesSuccess {
+        channel_id: 2,
+        last_sequence_number: 10,
+        new_submits_accepted_count: 10,
+        new_shares_sum: 1_000,
+    };
+    known_bytes(success, "00801c140000 02000000 0a000000 0a000000 e803000000000000");
 }
 
 /// A share with `tlvs` behind it, as a payload.

@@ -91,13 +91,9 @@ fn frames(mut out: &[u8]) -> Vec<(FrameHeader, Message<'_>)> {
         let header = FrameHeader::decode(*header);
         let (payload, rest) = rest.split_at(header.length);
         out = rest;
-        match Message::decode(header.extension(), header.msg_type, payload).unwrap() {
-            Received::Known(message, tlvs) => {
-                assert_eq!(tlvs, Tlvs::NONE);
-                frames.push((header, message));
-            }
-            other => panic!("{other:?}"),
-        }
+        let received = Message::decode(header.extension(), header.msg_type, payload).unwrap();
+        let Received::Known(message, Tlvs::NONE) = received else { panic!("{received:?}") };
+        frames.push((header, message));
     }
     frames
 }
