@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
-#[path = "common/source.rs"]
 mod source;
 
 use source::{code_lines, places, root, rust_files};
@@ -116,5 +115,8 @@ fn sql_stands_in_the_store_alone() {
 #[test]
 fn bitcoin_core_is_spoken_to_in_the_node_folder_alone() {
     let nobody: [&str; 0] = [];
-    assert_eq!(named_outside("bitcoincore_rpc", &["job-declarator/src/node/"]), nobody);
+    assert_eq!(
+        named_outside("bitcoincore_rpc", &["job-declarator/src/node/", "job-declarator/tests/"]),
+        nobody
+    );
 }

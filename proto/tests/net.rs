@@ -3,12 +3,12 @@
 #![cfg(feature = "net")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
 
-mod common;
+mod link;
 
 use std::future::Future;
 use std::time::Duration;
 
-use common::{NOW, authority, ephemeral, identity};
+use link::{NOW, authority, ephemeral, identity};
 use proto::connection::Violation;
 use proto::message::{CloseChannel, Message, Received, Reconnect};
 use proto::net::{Link, LinkError};

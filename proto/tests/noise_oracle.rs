@@ -3,15 +3,15 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
 
-mod common;
+mod link;
 
 use std::time::Duration;
 
 use codec_sv2::{
     Decrypted, NoiseDecoder, NoiseEncoder, TransportDecryptState, TransportEncryptState,
 };
-use common::{NOW, authority, ephemeral, identity, identity_valid, transports};
 use framing_sv2::framing::SerializedFrame;
+use link::{NOW, authority, ephemeral, identity, identity_valid, transports};
 use proptest::prelude::*;
 use proto::connection::{Connection, Violation};
 use proto::limits::{CLOCK_DRIFT_S, FRAME_PAYLOAD_MAX, SEALED_HEADER_LEN};

@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
-#[path = "common/source.rs"]
 mod source;
 
 use source::{code_lines, places, rust_files};

@@ -6,9 +6,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
 
-mod common;
+mod link;
 
-use common::{carry, connections, transports};
+use link::{carry, connections, transports};
 use proptest::prelude::*;
 use proto::connection::{
     Connection, Negotiated, Setup, SetupMachine, SetupPolicy, SetupStep, Violation, answer_setup,
