@@ -24,22 +24,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::board::{BoardHandle, ConnectionSnapshot, HashRates};
+use crate::limits::{
+    BLOCK_ROWS_MAX, CONNECTION_ROWS_MAX, NODE_SILENCE_MAX, PAGE_TIME_MAX, PAGES_MAX,
+    WORKER_ROWS_MAX,
+};
 use crate::metrics::Metrics;
 use crate::store::{BlockRecord, Store, StoreError, Totals, WorkerTotals};
 
-/// A page that takes longer is given up: the pool's own work goes first.
-const ANSWER_MAX: Duration = Duration::from_secs(1);
-/// Pages being made at once. A dashboard asks for four, Prometheus for one; beyond it is "busy".
-const REQUESTS_MAX: usize = 16;
-/// Connections listed by /api/v1/channels; the counts and sums of /api/v1/pool are over all.
-const CONNECTION_ROWS_MAX: usize = 1_000;
-/// Blocks listed, the newest first.
-const BLOCK_ROWS_MAX: usize = 100;
-/// Workers listed, the most recent first.
-const WORKER_ROWS_MAX: usize = 1_000;
-/// Not ready when the node's last good answer is older: its work may be of the past. `templates.rs`
-/// asks a quiet node for a sign of life every 20 s.
-pub const NODE_SILENCE_MAX: Duration = Duration::from_secs(60);
 /// How often the histograms' samples are folded when nobody scrapes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -72,7 +63,8 @@ pub struct Facts {
     pub started_at: u64,
 }
 
-/// What the node said last. Published by `templates.rs` at each good answer.
+/// What the node said last. Published at each good answer; a quiet node is asked for a sign of life
+/// well within `NODE_SILENCE_MAX`, or the pool counts as not ready.
 #[derive(Debug, Clone)]
 pub struct NodeView {
     /// The node's name, without credentials.
@@ -234,13 +226,13 @@ pub async fn serve(
         served = server => served,
         () = upkeep => Ok(()),
         // Whoever keeps a connection open does not keep the pool from going.
-        () = async { stop.cancelled().await; tokio::time::sleep(ANSWER_MAX).await } => Ok(()),
+        () = async { stop.cancelled().await; tokio::time::sleep(PAGE_TIME_MAX).await } => Ok(()),
     }
 }
 
 /// All pages, for `serve` and for tests without a socket.
 pub fn router(sources: Sources) -> Router {
-    let slots = Arc::new(Semaphore::new(REQUESTS_MAX));
+    let slots = Arc::new(Semaphore::new(PAGES_MAX));
     Router::new()
         .route("/metrics", get(metrics_page))
         .route("/health/live", get(|| async { "ok\n" }))
@@ -257,7 +249,7 @@ pub fn router(sources: Sources) -> Router {
 /// One request: in a slot, in time, and never taken for a web page.
 async fn bounded(slots: Arc<Semaphore>, request: Request, next: Next) -> Response {
     let mut response = match slots.try_acquire() {
-        Ok(_slot) => timeout(ANSWER_MAX, next.run(request)).await.unwrap_or_else(|_| {
+        Ok(_slot) => timeout(PAGE_TIME_MAX, next.run(request)).await.unwrap_or_else(|_| {
             Problem(StatusCode::SERVICE_UNAVAILABLE, "took longer than a second").into_response()
         }),
         Err(_) => Problem(StatusCode::SERVICE_UNAVAILABLE, "busy").into_response(),
@@ -311,7 +303,7 @@ async fn ready_page(State(sources): Shared) -> impl IntoResponse {
         Some(_) => Ok(()),
     };
     // Short of the whole second, so that a store that hangs is named and not only "too long".
-    let store = match timeout(ANSWER_MAX * 3 / 4, sources.store.ping()).await {
+    let store = match timeout(PAGE_TIME_MAX * 3 / 4, sources.store.ping()).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => {
             warn!(%error, "the store is not ready");

@@ -12,11 +12,8 @@ use serde::{Serialize, Serializer};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::limits::BOARD_QUEUE_MAX;
 use crate::metrics::Metrics;
-
-/// Rows on their way to the board. With one row a connection every 5 s, 4,096 are two seconds of ten
-/// thousand connections; each is a pointer.
-pub const BOARD_QUEUE_MAX: usize = 4_096;
 
 /// One connection as it was a moment ago.
 #[derive(Debug, Clone, PartialEq, Serialize)]

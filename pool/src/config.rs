@@ -15,6 +15,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 use toml::{Table, Value};
 
+use crate::limits::TAG_MAX;
+
 /// Declares a section once: from it come the struct, its defaults, the bounds that are checked and the
 /// text of the example, so that they cannot tell different stories.
 macro_rules! section {
@@ -438,11 +440,9 @@ fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!("; did you mean {name}?")).unwrap_or_default()
 }
 
-/// Coinbase text: with the height, the push opcodes and the extranonce it must stay under the 100
-/// bytes that consensus allows a coinbase script; 40 leave room for what later versions add.
-const TAG_MAX: usize = 40;
-
 const VARIABLE_PREFIX: &str = "POOL__";
+/// Not settings: where our own tests find a database.
+const TEST_VARIABLE_PREFIX: &str = "POOL_TEST_";
 
 impl Config {
     /// The defaults, overridden by the file if one is named, overridden by `POOL__SECTION__KEY` from
@@ -719,7 +719,7 @@ fn overlay(below: &mut Table, above: Table) {
 /// Sets one variable; leaves others than `POOL_*` alone. The type is that of the default.
 fn apply_variable(table: &mut Table, name: &OsString, value: &OsString) -> Result<(), ConfigError> {
     let name = name.to_string_lossy();
-    if !name.to_uppercase().starts_with("POOL_") {
+    if !name.to_uppercase().starts_with("POOL_") || name.starts_with(TEST_VARIABLE_PREFIX) {
         return Ok(());
     }
     let Some(key) = keys().find(|key| variable_of(key) == name) else {

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
+use crate::limits::KEY_FILE_MAX;
 use crate::metrics::Metrics;
 
 const DAY_S: u32 = 86_400;
@@ -33,8 +34,6 @@ const BACKDATED_S: u32 = DAY_S;
 const WARN_DAYS: i64 = 7;
 /// A changed file is noticed after this long also without SIGHUP.
 const POLL_INTERVAL: Duration = Duration::from_secs(60);
-/// An identity is some 500 bytes; a file beyond this is not one.
-const KEY_FILE_MAX: u64 = 16 * 1024;
 
 /// Why there are no keys to work with. Ours or the operator's to mend; never carries a secret.
 #[derive(Debug, Error)]

@@ -72,5 +72,28 @@ pub const BLOCKS_UNDER_WAY_MAX: usize = 64;
 /// Settled blocks kept as files. The chain and the store have them; the files are for a closer look.
 pub const SETTLED_BLOCKS_KEPT: usize = 1_000;
 
+// ---- pages and keys ----
+
+/// Rows on their way to the board. With one row a connection every 5 s, 4,096 are two seconds of ten
+/// thousand connections; each is a pointer. At the bound a row is dropped and counted.
+pub const BOARD_QUEUE_MAX: usize = 4_096;
+/// A page that takes longer is given up: the pool's own work goes first.
+pub const PAGE_TIME_MAX: Duration = Duration::from_secs(1);
+/// Pages being made at once. A dashboard asks for four, Prometheus for one; beyond it is "busy".
+pub const PAGES_MAX: usize = 16;
+/// Connections listed by /api/v1/channels; the counts and sums of /api/v1/pool are over all.
+pub const CONNECTION_ROWS_MAX: usize = 1_000;
+/// Blocks listed, the newest first.
+pub const BLOCK_ROWS_MAX: usize = 100;
+/// Workers listed, the most recent first.
+pub const WORKER_ROWS_MAX: usize = 1_000;
+/// Not ready when the node's last good answer is older: its work may be of the past.
+pub const NODE_SILENCE_MAX: Duration = Duration::from_secs(60);
+/// An identity is some 500 bytes; a key file beyond this is not one.
+pub const KEY_FILE_MAX: u64 = 16 * 1024;
+/// Coinbase text: with the height, the push opcodes and the extranonce it must stay under the 100
+/// bytes that consensus allows a coinbase script; 40 leave room for what later versions add.
+pub const TAG_MAX: usize = 40;
+
 const _: () = assert!(CREDIT_COMMIT_BATCHES_MAX <= CREDIT_QUEUE_MAX);
 const _: () = assert!(SQLITE_ROWS_MAX * 12 <= 32_766);

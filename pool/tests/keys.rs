@@ -1,5 +1,7 @@
 //! Key files as an operator meets them: made, refused, renewed, reloaded.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -209,4 +211,20 @@ async fn a_hangup_signal_reloads_at_once() {
     assert_eq!(current.borrow().to_text(), second.to_text());
     stop.cancel();
     task.await.unwrap();
+}
+
+#[test]
+fn days_are_written_as_the_calendar_has_them() {
+    let days = [
+        (0, "1970-01-01"),
+        (951_782_399, "2000-02-28"),
+        (951_782_400, "2000-02-29"),
+        (1_709_251_199, "2024-02-29"),
+        (1_709_251_200, "2024-03-01"),
+        (1_798_675_200, "2026-12-31"),
+        (u32::MAX, "2106-02-07"),
+    ];
+    for (unix, day) in days {
+        assert_eq!(keys::utc_date(unix), day);
+    }
 }
