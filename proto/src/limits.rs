@@ -78,6 +78,9 @@ pub const PAST_JOBS_MAX: usize = 16;
 /// Jobs of earlier tips that a channel still knows: to say `stale-share` and not `invalid-job-id`, and to
 /// see a block that was found a moment too late and may yet win its race. Two tips' worth.
 pub const STALE_JOBS_MAX: usize = 2 * (PAST_JOBS_MAX + 2);
+/// Future jobs that a client keeps for one channel; above it the oldest goes. A server has a few per
+/// template change waiting at most, and a whole set is 2.4 MB at its largest.
+pub const CLIENT_FUTURE_JOBS_MAX: usize = 16;
 /// Duplicate keys that a channel remembers under one tip. At 12 shares a minute this is 60 days; when a
 /// flood fills it the channel stops adding and the ledger, which knows every proof, stays the judge.
 pub const SEEN_SHARES_MAX: usize = 1 << 20;
