@@ -103,9 +103,6 @@ pub const DECLARE_RATE_EVERY_MS: u64 = 10_000;
 pub const EARLY_SHARE_WAIT_MS: u64 = 10_000;
 /// The hardest share difficulty, 2^62: sums of it still fit the U64 of SubmitShares.Success.
 pub const DIFFICULTY_LOG2_MAX: i16 = 62;
-/// Future jobs that a client keeps for one channel; above it the oldest goes. A server has a few per
-/// template change waiting at most, and a whole set is 2.4 MB at its largest.
-pub const CLIENT_FUTURE_JOBS_MAX: usize = 16;
 /// Extensions a client may ask for in one RequestExtensions.
 pub const EXTENSIONS_MAX: usize = 64;
 /// Worker name in a 0x0002 TLV.
