@@ -7,6 +7,7 @@ mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bitcoin::{Amount, Block, CompactTarget, ScriptBuf};
@@ -317,6 +318,22 @@ async fn everybody_who_waits_wakes_on_a_new_tip() {
     // A mark of the past does not wait.
     let again = chain.next_template(Some(&shown.mark)).await.unwrap();
     assert_eq!(again.template.height, shown.template.height + 1);
+}
+
+#[tokio::test]
+async fn a_block_whose_submitter_went_away_still_wakes_those_who_wait() {
+    let chain = Arc::new(chain());
+    let shown = present(&chain).await;
+    let waiting = chain.next_template(Some(&shown.mark));
+    let block = mine(&shown, 1);
+    let submitting = async {
+        // Polled once, so that it is on its way, and dropped.
+        let mut submitted = chain.submit_block(&block);
+        std::future::poll_fn(|context| Poll::Ready(submitted.as_mut().poll(context).is_ready()))
+            .await;
+    };
+    let (woken, ()) = tokio::join!(waiting, submitting);
+    assert_eq!(woken.unwrap().template.height, shown.template.height + 1);
 }
 
 #[tokio::test]

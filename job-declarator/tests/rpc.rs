@@ -277,6 +277,30 @@ async fn warming_up_and_initial_download_are_not_ready() {
 }
 
 #[tokio::test]
+async fn a_node_that_comes_back_on_another_network_gives_no_work() {
+    let good = template_json(&shown(1).await, "lp1");
+    let is_down = Arc::new(AtomicBool::new(false));
+    let was_down = Arc::clone(&is_down);
+    let core = MockCore::start(move |asked| {
+        if was_down.load(Ordering::SeqCst) && asked.method == "getblocktemplate" {
+            return Answer::Error(-28, "Loading wallet...");
+        }
+        let chain = if was_down.load(Ordering::SeqCst) { "signet" } else { "regtest" };
+        chain_info(asked, chain).unwrap_or_else(|| Answer::Result(good.clone()))
+    });
+    let node = node(&core);
+    assert!(node.next_template(None).await.is_ok());
+    is_down.store(true, Ordering::SeqCst);
+    let warming_up = node.next_template(None).await;
+    assert!(matches!(&warming_up, Err(NodeError::NotReady(why)) if why == "Loading wallet..."));
+    let answer = node.next_template(None).await;
+    assert!(
+        matches!(&answer, Err(NodeError::NotReady(why)) if why.contains("regtest and is on signet")),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test]
 async fn other_refusals_keep_their_code_and_words_in_bounds() {
     let core = core_with("getblocktemplate", || Answer::Error(-8, "No\r\nsuch \u{1b}[31mthing"));
     match node(&core).next_template(None).await {

@@ -140,7 +140,7 @@ pub enum EmbeddedError {
 #[derive(Debug)]
 pub struct EmbeddedChain {
     state: Arc<Mutex<State>>,
-    /// Hash of the best block; changes when one is accepted.
+    /// The state's own, to subscribe to without the lock.
     tip: watch::Sender<BlockHash>,
     /// How long a caller waits for a tip; `None` if there are no transactions to refresh with.
     refresh: Option<Duration>,
@@ -148,6 +148,8 @@ pub struct EmbeddedChain {
 
 struct State {
     chain: Chain,
+    /// Hash of the best block; told when one is accepted, whether or not the submitter still listens.
+    tip: watch::Sender<BlockHash>,
     file: Option<BlockFile>,
     clock: Clock,
     tx_count: usize,
@@ -196,8 +198,10 @@ impl EmbeddedChain {
             // No block there was too new when it was accepted; a clock set back since loses none.
             file.replay(|block| extend(&mut chain, block, u32::MAX))?;
         }
+        let (tip, _) = watch::channel(chain.tip());
         let mut state = State {
             chain,
+            tip: tip.clone(),
             file,
             clock: options.clock,
             tx_count: options.tx_count,
@@ -211,7 +215,7 @@ impl EmbeddedChain {
             nbits = format_args!("{:08x}", parameters.nbits),
             "embedded chain open"
         );
-        let (tip, _) = watch::channel(state.chain.tip());
+        tip.send_replace(state.chain.tip());
         let refresh = (options.tx_count > 0).then_some(options.refresh);
         Ok(Self { state: Arc::new(Mutex::new(state)), tip, refresh })
     }
@@ -260,13 +264,9 @@ impl EmbeddedChain {
     }
 
     async fn submit(&self, block: Vec<u8>) -> Result<Submitted, NodeError> {
-        let (verdict, tip) =
-            self.with_state(move |state| (state.submit(&block), state.chain.tip())).await?;
-        let verdict = verdict.map_err(|error| NodeError::Unreachable(error.to_string()))?;
-        if verdict == Submitted::Accepted {
-            self.tip.send_replace(tip);
-        }
-        Ok(verdict)
+        self.with_state(move |state| state.submit(&block))
+            .await?
+            .map_err(|error| NodeError::Unreachable(error.to_string()))
     }
 }
 
@@ -390,6 +390,7 @@ impl State {
         self.chain.connect(&block, changes);
         self.revision = 0;
         self.shown = None;
+        self.tip.send_replace(self.chain.tip());
         Ok(Submitted::Accepted)
     }
 

@@ -12,7 +12,7 @@ mod reply;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bitcoin::hashes::Hash;
@@ -129,7 +129,9 @@ pub struct RpcNode {
     /// The network of a node that has left its initial block download, which it does once in its life;
     /// forgotten when it stops answering, since it may come back as another.
     ready: Mutex<Option<Network>>,
-    next_template_id: AtomicU64,
+    /// The network first seen; a node that comes back on another is not the one we were given.
+    network: OnceLock<Network>,
+    next_template_id: Arc<AtomicU64>,
 }
 
 impl RpcNode {
@@ -148,7 +150,8 @@ impl RpcNode {
             submissions: Arc::new(Semaphore::new(RPC_SUBMISSIONS_MAX)),
             long_polls: Arc::new(Semaphore::new(1)),
             ready: Mutex::new(None),
-            next_template_id: AtomicU64::new(1),
+            network: OnceLock::new(),
+            next_template_id: Arc::new(AtomicU64::new(1)),
         })
     }
 
@@ -216,6 +219,11 @@ impl RpcNode {
             let at = format!("initial block download, at height {}", info.height);
             return Err(NodeError::NotReady(at));
         }
+        let first = *self.network.get_or_init(|| info.network);
+        if first != info.network {
+            let why = format!("it was on {first} and is on {} now", info.network);
+            return Err(NodeError::NotReady(why));
+        }
         self.set_ready(Some(info.network));
         Ok(info.network)
     }
@@ -246,9 +254,11 @@ impl RpcNode {
     ) -> Result<NodeTemplate, NodeError> {
         const METHOD: &str = "getblocktemplate";
         let network = self.ready_network().await?;
-        // Two ids: the template's and that of the one after it.
-        let id = self.next_template_id.fetch_add(2, Ordering::Relaxed);
+        let next_id = Arc::clone(&self.next_template_id);
         let read = move |reply: TemplateReply| {
+            // Two ids, the template's and that of the one after it; taken now and not when the
+            // question was put, so that they count up in the order of the answers.
+            let id = next_id.fetch_add(2, Ordering::Relaxed);
             reply.into_template(network, id).map_err(|unusable| match unusable {
                 Unusable::Nonsense(why) => NodeError::Nonsense { call: METHOD, why },
                 Unusable::Unsupported(why) => NodeError::NotReady(why),
