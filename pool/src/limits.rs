@@ -45,6 +45,8 @@ pub const ACCOUNT_WORKERS_MAX: usize = 1_000;
 /// Handshakes at once: 0.1 ms of one core each, so a storm of ten thousand takes a second and shares
 /// go on in between.
 pub const HANDSHAKES_AT_ONCE: usize = 64;
+/// Between looks at a client that has sent a part of its first 64 bytes.
+pub const ACT_ONE_PAUSE: Duration = Duration::from_millis(20);
 /// A translator opens its channel when its first miner subscribes, a declarator likewise: that may take
 /// a while, a connection that never does is dead weight.
 pub const FIRST_CHANNEL_WAIT: Duration = Duration::from_secs(600);

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proto::connection::{Connection, Setup, SetupMachine, SetupPolicy, SetupStep, Violation};
 use proto::extranonce::ExtranonceAllocator;
-use proto::limits::CREDIT_BATCHES_OPEN_MAX;
+use proto::limits::{ACT_ONE_LEN, CREDIT_BATCHES_OPEN_MAX};
 use proto::message::{EXTENSION_WORKER_HASHRATE, Message, Received, SetupConnection};
 use proto::mining::server::{Effect, Input, Outbox, Policy, Server};
 use proto::mining::{ChannelId, Committed, Kind, Now};
@@ -21,14 +21,16 @@ use proto::noise::{EphemeralSecret, Identity};
 use proto::share::Refusal;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
 use crate::block::BlocksHandle;
 use crate::board::{BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot, RateMeter};
 use crate::credit::CreditHandle;
-use crate::limits::{BOARD_EVERY_MS, CLOSE_WAIT, FIRST_CHANNEL_WAIT, WRITE_STALL_MAX};
+use crate::limits::{
+    ACT_ONE_PAUSE, BOARD_EVERY_MS, CLOSE_WAIT, FIRST_CHANNEL_WAIT, WRITE_STALL_MAX,
+};
 use crate::metrics::{HandshakeFailure, Metrics};
 use crate::templates::Published;
 
@@ -159,12 +161,7 @@ type NotGreeted = (HandshakeFailure, Option<String>);
 async fn greet(stream: TcpStream, shared: &Shared) -> Result<Greeting, NotGreeted> {
     let identity = Arc::clone(&shared.identity.borrow());
     let fault = |why| move |error: LinkError| (why, Some(error.to_string()));
-    // Cost is only paid for those who sent their 64 bytes.
-    stream.readable().await.map_err(|_| (HandshakeFailure::Closed, None))?;
-    let mut probe = [0];
-    if matches!(stream.peek(&mut probe).await, Ok(0) | Err(_)) {
-        return Err((HandshakeFailure::Probe, None));
-    }
+    await_act_one(&stream).await?;
     let mut link = {
         let _permit = shared.handshakes.acquire().await;
         let secret = ephemeral().map_err(|error| (HandshakeFailure::Noise, Some(error)))?;
@@ -199,6 +196,21 @@ async fn greet(stream: TcpStream, shared: &Shared) -> Result<Greeting, NotGreete
                 return Err((HandshakeFailure::Setup, Some(why)));
             }
             SetupStep::Negotiated | SetupStep::Discarded | SetupStep::Pass(_) => frames.clear(),
+        }
+    }
+}
+
+/// Waits until all of act 1 is there, so that a place among the handshakes is never held by a client
+/// that trickles its bytes. One that closes before its first byte was a probe.
+async fn await_act_one(stream: &TcpStream) -> Result<(), NotGreeted> {
+    let mut act_one = [0; ACT_ONE_LEN];
+    loop {
+        match stream.peek(&mut act_one).await {
+            Ok(0) => return Err((HandshakeFailure::Probe, None)),
+            Ok(ACT_ONE_LEN) => return Ok(()),
+            // The rest of 64 bytes is a moment behind, or never comes; the deadline is the caller's.
+            Ok(_) => sleep(ACT_ONE_PAUSE).await,
+            Err(error) => return Err((HandshakeFailure::Closed, Some(error.to_string()))),
         }
     }
 }
