@@ -187,13 +187,14 @@ fn given(id: JobId, job: &Arc<Job>, tip: PrevHash, min_ntime: u32, now: Now) -> 
     Given { id, job, tip, min_ntime, since: now.unix_s, version_rolling: true }
 }
 
-/// An ntime that the channel has not been given under this tip: now, or a second more than the last,
-/// but none that would make a block of it too new for the network (rule P30).
+/// An ntime that the channel has not been given under this tip: now, or a second more than the last.
+/// Where that would make its blocks too new for the network (rule P30) the clock was set back by
+/// hours, and now is right again.
 fn later_ntime(channel: &Channel, tip: PrevHash, now: Now) -> u32 {
     let last = channel.newest().filter(|job| job.tip.hash == tip.hash).map(|job| job.min_ntime);
-    let after_last = last.map_or(0, |last| last.saturating_add(1));
     let latest = now.unix_s.saturating_add(NTIME_AHEAD_MAX_S);
-    now.unix_s.max(after_last.min(latest)).max(tip.min_ntime)
+    let after_last = last.and_then(|last| last.checked_add(1)).filter(|next| *next <= latest);
+    now.unix_s.max(tip.min_ntime).max(after_last.unwrap_or(0))
 }
 
 fn set_new_prev_hash(channel: ChannelId, job: JobId, tip: &PrevHash) -> SetNewPrevHash {
