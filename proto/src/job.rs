@@ -94,6 +94,20 @@ impl Job {
         Self { template, coinbase, prefix_state }
     }
 
+    /// The same work in a header space of its own: `number` becomes the coinbase's nSequence, which
+    /// means nothing in a coinbase (0xffffffff, which BIP54 forbids, is not reached).
+    ///
+    /// No two jobs of a channel may share a header. A client that could name either of two for the same
+    /// hash, or wait for the second, would pick the difficulty that pays most for what it already
+    /// found. A coinbase that is not ours to change (a declared one) stays as it is.
+    #[must_use]
+    pub fn numbered(self: &Arc<Self>, number: JobId) -> Arc<Self> {
+        match self.coinbase.with_sequence(number.0 & 0x7fff_ffff) {
+            Some(coinbase) => Arc::new(Self::from_parts(Arc::clone(&self.template), coinbase)),
+            None => Arc::clone(self),
+        }
+    }
+
     /// What the job was made of.
     #[must_use]
     pub fn template(&self) -> &Arc<Template> {

@@ -24,7 +24,7 @@ use proptest::prelude::*;
 use template_distribution_sv2::{NewTemplateOwned, SetNewPrevHashOwned};
 
 use common::{Chain, HARD_NBITS, JobBody, Link, REGTEST_NBITS, START_S, Said, Share, easy_policy};
-use proto::job::Job;
+use proto::job::{Job, JobId};
 use proto::limits::{EXTRANONCE_LEN, EXTRANONCE_ROLLABLE_LEN};
 use proto::mining::Kind;
 use proto::mining::server::Policy;
@@ -284,7 +284,7 @@ impl Twins {
         for one in said {
             match one {
                 Said::Job { channel, job, min_ntime, body, .. } => {
-                    let ours = self.job_with(body);
+                    let ours = self.job_with(*job, body);
                     for kind in self.kinds(*channel) {
                         self.theirs.hear_job(kind, *job, *min_ntime, &ours);
                     }
@@ -317,19 +317,20 @@ impl Twins {
         }
     }
 
-    /// Which of our jobs a frame carried.
-    fn job_with(&self, body: &JobBody) -> Arc<Job> {
+    /// Which of our jobs a frame carried, as it carried it.
+    fn job_with(&self, id: u32, body: &JobBody) -> Arc<Job> {
         let active = self.chain.active();
         let prefix = &self.link.client.device(self.standard).prefix;
         let standard = proto::wire::B032::new(prefix).unwrap();
-        let is = |job: &&Arc<Job>| match body {
+        let is = |job: &Arc<Job>| match body {
             JobBody::Standard { merkle_root } => job.merkle_root(&standard) == *merkle_root,
             JobBody::Extended { prefix, suffix, .. } => {
                 (prefix, suffix) == (&job.coinbase().prefix, &job.coinbase().suffix)
             }
         };
-        let next = active.next.as_ref().unwrap();
-        Arc::clone([&active.job, next].into_iter().find(is).expect("one of the two"))
+        let plain = [Arc::clone(&active.job), Arc::clone(active.next.as_ref().unwrap())];
+        let numbered = plain.each_ref().map(|job| job.numbered(JobId(id)));
+        plain.into_iter().chain(numbered).find(is).expect("one of these")
     }
 
     fn compare(&mut self, share: Share) -> Result<(), TestCaseError> {

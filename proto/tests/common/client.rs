@@ -7,7 +7,6 @@ use proto::job::HeaderFields;
 use proto::message::setup_flags;
 use proto::mining::Kind;
 use proto::target::Target;
-use proto::template::sha256d;
 
 use super::said::{JobBody, Said};
 
@@ -50,7 +49,8 @@ pub struct Device {
     pub prefix: Vec<u8>,
     pub rollable: usize,
     pub target: Target,
-    limit: Target,
+    /// The easiest target the client can take.
+    pub limit: Target,
     ahead: BTreeMap<u32, Ahead>,
     /// Jobs under the present tip, newest last.
     pub works: Vec<Work>,
@@ -310,10 +310,12 @@ impl Client {
         wanted: impl Fn(&[u8; 32]) -> bool,
     ) -> Share {
         let mut share = self.share_on(channel, work);
-        while !wanted(&self.hash(work, &share)) {
+        let mut header = self.header(work, &share);
+        while !wanted(&header.hash()) {
             self.nonce += 1;
-            share.nonce = self.nonce;
+            header.nonce = self.nonce;
         }
+        share.nonce = header.nonce;
         share
     }
 
@@ -334,14 +336,8 @@ impl Client {
     }
 
     fn merkle_root(&self, work: &Work, share: &Share) -> [u8; 32] {
-        let device = &self.devices[&share.channel];
-        match &work.body {
-            JobBody::Standard { merkle_root } => *merkle_root,
-            JobBody::Extended { prefix, suffix, path, .. } => {
-                let rolled = share.rolled.as_deref().unwrap_or(&[]);
-                let txid = sha256d(&[prefix, &device.prefix, rolled, suffix].concat());
-                path.iter().fold(txid, |node, sibling| sha256d(&[node, *sibling].concat()))
-            }
-        }
+        let prefix = &self.devices[&share.channel].prefix;
+        let rolled = share.rolled.as_deref().unwrap_or(&[]);
+        work.body.merkle_root(&[prefix, rolled].concat())
     }
 }

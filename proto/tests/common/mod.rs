@@ -55,6 +55,8 @@ pub struct Link {
     pub server: Server,
     pub client: Client,
     pub now: Now,
+    /// Added to the calendar: a clock that was set.
+    pub clock_set_s: i32,
     /// What the server asked to be done and nobody has taken yet.
     pub effects: Vec<Effect>,
     request_id: u32,
@@ -81,6 +83,7 @@ impl Link {
             server: Server::new(Arc::new(policy), flags, extranonces, active, now),
             client: Client::new(flags),
             now,
+            clock_set_s: 0,
             effects: Vec::new(),
             request_id: 100,
         }
@@ -102,28 +105,42 @@ impl Link {
     }
 
     pub fn open(&mut self, kind: Kind, rate: f32, max_target: [u8; 32]) -> Vec<Said> {
+        self.try_open(kind, rate, max_target).unwrap()
+    }
+
+    pub fn try_open(
+        &mut self,
+        kind: Kind,
+        rate: f32,
+        max_target: [u8; 32],
+    ) -> Result<Vec<Said>, Violation> {
         let user_identity = Str0255::text("alice.rig1");
         self.request_id += 1;
         let request_id = self.request_id;
-        let said = match kind {
-            Kind::Standard => self.say(OpenStandardMiningChannel {
+        let message: Message<'_> = match kind {
+            Kind::Standard => OpenStandardMiningChannel {
                 request_id,
                 user_identity,
                 nominal_hash_rate: rate,
                 max_target,
-            }),
-            Kind::Extended => self.say(OpenExtendedMiningChannel {
+            }
+            .into(),
+            Kind::Extended => OpenExtendedMiningChannel {
                 request_id,
                 user_identity,
                 nominal_hash_rate: rate,
                 max_target,
                 min_extranonce_size: 4,
-            }),
+            }
+            .into(),
         };
-        if let Some(Said::Opened { channel, .. }) = said.first() {
-            self.client.limit(*channel, Target::from_le_bytes(max_target));
+        let said = self.handle(Input::Message(message, Tlvs::NONE))?;
+        if let Some(Said::Opened { channel, target, .. }) = said.first() {
+            let limit = Target::from_le_bytes(max_target);
+            assert!(*target <= limit, "rule P4: above the client's limit");
+            self.client.limit(*channel, limit);
         }
-        said
+        Ok(said)
     }
 
     /// Opens a channel that declares nothing and takes any target: it starts at the policy's floor.
@@ -135,14 +152,29 @@ impl Link {
     }
 
     pub fn update(&mut self, channel: u32, rate: f32, max_target: [u8; 32]) -> Vec<Said> {
-        // The limit holds from the client's word on, so also for what is said in answer to it.
-        let limit = Target::from_le_bytes(max_target);
-        self.client.limit(channel, limit);
-        self.say(UpdateChannel {
+        self.try_update(channel, rate, max_target).unwrap()
+    }
+
+    pub fn try_update(
+        &mut self,
+        channel: u32,
+        rate: f32,
+        max_target: [u8; 32],
+    ) -> Result<Vec<Said>, Violation> {
+        // The limit holds from the client's word on, so also for what is said in answer to it; one
+        // that is refused leaves the old one.
+        let before = self.client.devices.get(&channel).map(|device| device.limit);
+        self.client.limit(channel, Target::from_le_bytes(max_target));
+        let update = UpdateChannel {
             channel_id: channel,
             nominal_hash_rate: rate,
             maximum_target: max_target,
-        })
+        };
+        let said = self.handle(Input::Message(update.into(), Tlvs::NONE))?;
+        if let (Some(Said::UpdateError { .. }), Some(before)) = (said.first(), before) {
+            self.client.limit(channel, before);
+        }
+        Ok(said)
     }
 
     pub fn close(&mut self, channel: u32) -> Vec<Said> {
@@ -191,13 +223,15 @@ impl Link {
             let due = self.server.deadline_ms().max(self.now.mono_ms);
             self.set_clock(due);
             said.extend(self.handle(Input::Time).unwrap());
+            assert!(self.server.deadline_ms() > due, "a deadline that does not move");
         }
         self.set_clock(end);
         said
     }
 
     pub fn set_clock(&mut self, mono_ms: u64) {
-        self.now = Now { mono_ms, unix_s: START_S + (mono_ms / 1_000) as u32 };
+        let unix_s = START_S + (mono_ms / 1_000) as u32;
+        self.now = Now { mono_ms, unix_s: unix_s.saturating_add_signed(self.clock_set_s) };
     }
 
     /// Sends off the open batch and commits every batch as `ledger` sees it.

@@ -4,6 +4,7 @@ use proto::limits::FRAME_HEADER_LEN;
 use proto::message::{FrameHeader, Message, Received};
 use proto::mining::Kind;
 use proto::target::Target;
+use proto::template::sha256d;
 
 /// One frame of a mining server.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +70,19 @@ pub enum Said {
 pub enum JobBody {
     Standard { merkle_root: [u8; 32] },
     Extended { prefix: Vec<u8>, suffix: Vec<u8>, path: Vec<[u8; 32]>, rolling: bool },
+}
+
+impl JobBody {
+    /// The header's merkle root with this full extranonce, as a client computes it.
+    pub fn merkle_root(&self, extranonce: &[u8]) -> [u8; 32] {
+        match self {
+            Self::Standard { merkle_root } => *merkle_root,
+            Self::Extended { prefix, suffix, path, .. } => {
+                let txid = sha256d(&[prefix, extranonce, suffix].concat());
+                path.iter().fold(txid, |node, sibling| sha256d(&[node, *sibling].concat()))
+            }
+        }
+    }
 }
 
 impl Said {

@@ -117,6 +117,8 @@ fn a_share_becomes_a_block_that_the_bitcoin_crate_accepts_p25() {
         chain.transactions = 6;
         let mut link = Link::with(easy_policy(), 0, chain.advance());
         let channel = link.open_at_floor(kind);
+        // The second job of a tip: its coinbase has a number in it.
+        link.template(chain.fuller());
         let work = link.client.work(channel).clone();
         let network = proto::target::Target::from_compact(REGTEST_NBITS);
         let share = link.client.grind(channel, &work, |hash| network.is_met_by(hash));
@@ -127,10 +129,11 @@ fn a_share_becomes_a_block_that_the_bitcoin_crate_accepts_p25() {
         let bytes = found.job.block(&found.header, &found.extranonce);
         let block: bitcoin::Block = deserialize(&bytes).expect("a whole block");
         assert!(block.check_merkle_root() && block.check_witness_commitment());
-        assert_eq!(block.txdata.len(), 7);
+        assert_eq!(block.txdata.len(), 8);
         assert_eq!(block.block_hash().to_byte_array(), found.hash);
         assert!(block.header.validate_pow(block.header.target()).is_ok());
         assert_eq!(block.bip34_block_height(), Ok(900_002));
+        assert_eq!(block.txdata[0].input[0].sequence.0, work.job);
         // What the client hashed was the txid form: no marker, no witness.
         assert!(!block.txdata[0].input[0].witness.is_empty());
         if let JobBody::Extended { prefix, suffix, .. } = &work.body {

@@ -2,9 +2,9 @@
 //! say, and in which order. Part of `mining::server`.
 //!
 //! The order is the product: SetNewPrevHash first on a new tip (its job was sent ahead), then the
-//! fuller job, then the next job ahead. No two jobs of a channel have the same content: a refreshed one
-//! has a later ntime, because devices start their search over with each job and would find the same
-//! shares again (devices.md).
+//! fuller job, then the next job ahead. No two jobs of a channel share a header: devices start their
+//! search over with each job and would find the same shares again (devices.md), and a hash that two
+//! jobs could claim would be paid by the better of them (`Job::numbered`).
 
 use std::sync::Arc;
 
@@ -21,6 +21,9 @@ use crate::wire::{B064K, Seq0255U256};
 #[derive(Debug, Clone)]
 pub(super) struct Ahead {
     pub(super) id: JobId,
+    /// As it was published.
+    source: Arc<Job>,
+    /// As it was said.
     job: Arc<Job>,
     /// It was said to the group, so the group may be told that it starts. SRI's proxy keeps a group's
     /// jobs apart from those of its channels and leaves a pool that mixes them.
@@ -50,11 +53,7 @@ impl Server {
         let active = Arc::clone(&self.active);
         let job_id = self.new_job_id();
         if self.future.is_none() {
-            self.future = active.next.as_ref().map(|next| Ahead {
-                id: self.new_job_id(),
-                job: Arc::clone(next),
-                to_group: false,
-            });
+            self.future = active.next.as_ref().map(|next| self.ahead(next, false));
         }
         let Some(channel) = self.channels.get_mut(&id) else { return };
         say_job(id, channel, job_id, &active.job, None, out);
@@ -79,30 +78,35 @@ impl Server {
             self.give_running_job(now, &new, out);
         }
         let ahead_is_known = match (&self.future, &new.next) {
-            (Some(sent), Some(next)) => Arc::ptr_eq(&sent.job, next),
+            (Some(sent), Some(next)) => Arc::ptr_eq(&sent.source, next),
             (_, None) => true,
             (None, Some(_)) => false,
         };
         if let Some(next) = new.next.as_ref().filter(|_| !ahead_is_known) {
-            let id = self.new_job_id();
-            self.say_job_to_all(id, next, None, out);
-            let to_group = self.speaks_to_group();
-            self.future = Some(Ahead { id, job: Arc::clone(next), to_group });
+            let ahead = self.ahead(next, self.speaks_to_group());
+            self.say_job_to_all(ahead.id, &ahead.job, None, out);
+            self.future = Some(ahead);
         }
+    }
+
+    /// A job that is about to be said without a tip.
+    fn ahead(&mut self, source: &Arc<Job>, to_group: bool) -> Ahead {
+        let id = self.new_job_id();
+        Ahead { id, source: Arc::clone(source), job: source.numbered(id), to_group }
     }
 
     fn on_tip(&mut self, now: Now, new: &ActiveTemplate, out: &mut Outbox) {
         for channel in self.channels.values_mut() {
             channel.retire_jobs();
         }
-        let fits = |job: &Job| job.template().height == new.job.template().height;
-        let Ahead { id, job, to_group } = match self.future.take().filter(|sent| fits(&sent.job)) {
+        let fits = |sent: &Ahead| sent.source.template().height == new.job.template().height;
+        let Ahead { id, source, job, to_group } = match self.future.take().filter(fits) {
             Some(sent) => sent,
             None => {
                 // Nothing was sent ahead for this height: the job goes first, then the tip (P24).
-                let id = self.new_job_id();
-                self.say_job_to_all(id, &new.job, None, out);
-                Ahead { id, job: Arc::clone(&new.job), to_group: self.speaks_to_group() }
+                let ahead = self.ahead(&new.job, self.speaks_to_group());
+                self.say_job_to_all(ahead.id, &ahead.job, None, out);
+                ahead
             }
         };
         if to_group && self.speaks_to_group() {
@@ -117,7 +121,7 @@ impl Server {
         }
         self.jobs_sent_ms = now.mono_ms;
         self.judge_early_shares(now, id, out);
-        if !Arc::ptr_eq(&job, &new.job) {
+        if !Arc::ptr_eq(&source, &new.job) {
             self.give_running_job(now, new, out);
         }
     }
@@ -125,17 +129,18 @@ impl Server {
     /// The active template's job, to start at once.
     fn give_running_job(&mut self, now: Now, active: &ActiveTemplate, out: &mut Outbox) {
         let id = self.new_job_id();
+        let job = active.job.numbered(id);
         let min_ntime =
             self.channels.values().map(|channel| later_ntime(channel, active.tip, now)).max();
         let min_ntime = min_ntime.unwrap_or(active.tip.min_ntime);
-        self.say_job_to_all(id, &active.job, Some(min_ntime), out);
+        self.say_job_to_all(id, &job, Some(min_ntime), out);
         for channel in self.channels.values_mut() {
-            channel.give(given(id, &active.job, active.tip, min_ntime, now));
+            channel.give(given(id, &job, active.tip, min_ntime, now));
         }
         self.jobs_sent_ms = now.mono_ms;
     }
 
-    /// The same work with fresh search space: a later ntime.
+    /// The same template with fresh search space.
     pub(super) fn refresh_jobs(&mut self, now: Now, out: &mut Outbox) {
         if !self.channels.is_empty() {
             let active = Arc::clone(&self.active);
@@ -160,16 +165,17 @@ impl Server {
 
     /// SetTarget and, because it binds only jobs to come (rule P41), a fresh job right behind it.
     pub(super) fn announce_target(&mut self, now: Now, id: ChannelId, out: &mut Outbox) {
-        let active = Arc::clone(&self.active);
+        let tip = self.active.tip;
         let job_id = self.new_job_id();
+        let job = self.active.job.numbered(job_id);
         let Some(channel) = self.channels.get_mut(&id) else { return };
         out.say(SetTarget {
             channel_id: id.0,
             maximum_target: channel.vardiff.difficulty().target().to_le_bytes(),
         });
-        let min_ntime = later_ntime(channel, active.tip, now);
-        say_job(id, channel, job_id, &active.job, Some(min_ntime), out);
-        channel.give(given(job_id, &active.job, active.tip, min_ntime, now));
+        let min_ntime = later_ntime(channel, tip, now);
+        say_job(id, channel, job_id, &job, Some(min_ntime), out);
+        channel.give(given(job_id, &job, tip, min_ntime, now));
     }
 
     fn say_job_to_all(&self, id: JobId, job: &Arc<Job>, min_ntime: Option<u32>, out: &mut Outbox) {

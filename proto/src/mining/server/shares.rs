@@ -343,3 +343,28 @@ fn owner_with(owner: &Owner, worker: Option<&Arc<str>>) -> Owner {
         Some(worker) => Owner { account: Arc::clone(&owner.account), worker: Arc::clone(worker) },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_equal_proofs_in_a_batch_the_first_is_credited_and_the_named_are_not() {
+        // A channel that shows more than it remembers can put a proof into a batch twice.
+        let receipt = |sequence_number, hash: u8| Receipt {
+            channel: ChannelId(2),
+            sequence_number,
+            hash: [hash; 32],
+            difficulty: Difficulty::MIN,
+            received_ms: 0,
+        };
+        let mut receipts: Vec<Receipt> =
+            [(1, 7), (2, 8), (3, 7), (4, 9), (5, 7)].map(|(at, hash)| receipt(at, hash)).into();
+        let taken = take_duplicates(&mut receipts, &[[7; 32], [9; 32], [7; 32], [3; 32]]);
+        let numbers = |receipts: &[Receipt]| {
+            receipts.iter().map(|receipt| receipt.sequence_number).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(&taken), [3, 4, 5]);
+        assert_eq!(numbers(&receipts), [1, 2]);
+    }
+}
