@@ -52,7 +52,7 @@ enum Command {
 #[derive(Debug, Args)]
 struct ConfigFile {
     /// Configuration file; without one the defaults and the environment count.
-    #[arg(short, long = "config", value_name = "FILE")]
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
     path: Option<PathBuf>,
 }
 
@@ -157,38 +157,6 @@ pub struct Starter {
     pub demo: fn(DemoOptions) -> Running,
 }
 
-/// Why a command failed; decides the exit code.
-#[derive(Debug)]
-enum Failure {
-    Config(ConfigError),
-    Other(anyhow::Error),
-}
-
-impl From<ConfigError> for Failure {
-    fn from(error: ConfigError) -> Self {
-        Self::Config(error)
-    }
-}
-
-impl<E: Into<anyhow::Error>> From<E> for Failure
-where
-    E: NotConfig,
-{
-    fn from(error: E) -> Self {
-        // A starter may find the configuration wrong only once it has asked the node.
-        match error.into().downcast::<ConfigError>() {
-            Ok(error) => Self::Config(error),
-            Err(error) => Self::Other(error),
-        }
-    }
-}
-
-/// The other errors of this file, for `?`.
-trait NotConfig {}
-impl NotConfig for anyhow::Error {}
-impl NotConfig for std::io::Error {}
-impl NotConfig for keys::KeysError {}
-
 const FAILED: u8 = 1;
 const BAD_CONFIG: u8 = 78;
 
@@ -199,20 +167,17 @@ pub fn main(starter: Starter) -> ExitCode {
         eprintln!("pool: a bug, please report it: {}", panic.to_string().replace('\n', " "));
     }));
     let command = Cli::parse().command;
-    match execute(command, starter, &mut std::io::stdout().lock()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Config(error)) => {
-            eprintln!("pool: {error}");
-            ExitCode::from(BAD_CONFIG)
-        }
-        Err(Failure::Other(error)) => {
-            eprintln!("pool: {error:#}");
-            ExitCode::from(FAILED)
-        }
-    }
+    // Not locked: what a starter's other threads print would wait for ever.
+    let Err(error) = execute(command, starter, &mut std::io::stdout()) else {
+        return ExitCode::SUCCESS;
+    };
+    eprintln!("pool: {error:#}");
+    // Also what a starter found wrong only once it had asked the node.
+    let bad_config = error.downcast_ref::<ConfigError>().is_some();
+    ExitCode::from(if bad_config { BAD_CONFIG } else { FAILED })
 }
 
-fn execute(command: Command, starter: Starter, out: &mut dyn Write) -> Result<(), Failure> {
+fn execute(command: Command, starter: Starter, out: &mut dyn Write) -> anyhow::Result<()> {
     match command {
         Command::Run(file) => {
             let config = file.load()?;
@@ -268,7 +233,7 @@ fn start_logging(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     started.map_err(|error| anyhow!("logging does not start: {error}"))
 }
 
-fn execute_keys(command: KeysCommand, out: &mut dyn Write) -> Result<(), Failure> {
+fn execute_keys(command: KeysCommand, out: &mut dyn Write) -> anyhow::Result<()> {
     match command {
         KeysCommand::Authority { config, out: path } => {
             let path = match path {
@@ -311,7 +276,7 @@ fn write_identity(
     writeln!(out, "identity: {}", path.display())
 }
 
-fn execute_config(command: ConfigCommand, out: &mut dyn Write) -> Result<(), Failure> {
+fn execute_config(command: ConfigCommand, out: &mut dyn Write) -> anyhow::Result<()> {
     match command {
         ConfigCommand::Example => write!(out, "{}", Config::example())?,
         ConfigCommand::Check(file) => {
@@ -357,7 +322,8 @@ fn healthcheck(url: &str) -> anyhow::Result<()> {
         TcpStream::connect_timeout(&address, HEALTHCHECK_MAX).with_context(unreachable)?;
     stream.set_read_timeout(Some(HEALTHCHECK_MAX))?;
     stream.set_write_timeout(Some(HEALTHCHECK_MAX))?;
-    write!(stream, "GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    let request = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).with_context(unreachable)?;
     let mut answer = Vec::new();
     stream.take(HEALTHCHECK_ANSWER_MAX).read_to_end(&mut answer).with_context(unreachable)?;
     let answer = String::from_utf8_lossy(&answer);
