@@ -74,6 +74,9 @@ struct DemoArguments {
     /// Where miners connect; port 0 takes a free one.
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// Where metrics, health and the JSON API are [default: a free port of 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<SocketAddr>,
     /// Keep keys, shares and the chain here; otherwise they go when the demo ends.
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
@@ -97,6 +100,9 @@ pub struct DemoOptions {
     pub json: bool,
     /// Where miners connect.
     pub listen: SocketAddr,
+    /// Metrics, health and the JSON API; port 0 takes a free one, so that a demo starts beside
+    /// whatever else runs here.
+    pub http: SocketAddr,
     /// `None`: a temporary folder that goes with the demo.
     pub data_dir: Option<PathBuf>,
     /// Start the CPU miner.
@@ -208,6 +214,7 @@ impl From<DemoArguments> for DemoOptions {
             time: arguments.time,
             json: arguments.json,
             listen: arguments.listen.unwrap_or(defaults.listen.address),
+            http: arguments.http.unwrap_or(SocketAddr::from(([127, 0, 0, 1], 0))),
             data_dir: arguments.data_dir,
             miner: !arguments.no_miner,
             tx_count: arguments.tx_count.unwrap_or(defaults.embedded.tx_count),

@@ -122,8 +122,7 @@ fn config_of(options: &DemoOptions, data_dir: PathBuf) -> Config {
     config.embedded.block_hashes = block_hashes(measured_hash_rate());
     config.embedded.tx_count = options.tx_count;
     config.listen.address = options.listen;
-    // Any free port: a demo should start beside whatever else runs here.
-    config.http.address = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.http.address = options.http;
     config.difficulty.floor_log2 = FLOOR_LOG2;
     config.difficulty.shares_per_minute = SHARES_PER_MINUTE;
     config

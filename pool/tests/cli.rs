@@ -69,18 +69,20 @@ fn the_demo_takes_its_options() {
         time: None,
         json: false,
         listen: defaults.listen.address,
+        http: "127.0.0.1:0".parse().unwrap(),
         data_dir: None,
         miner: true,
         tx_count: defaults.embedded.tx_count,
     };
     assert_eq!(plain, want);
-    let words =
-        "pool demo --for 2m --json --listen 127.0.0.1:0 --data-dir d --no-miner --tx-count 9";
-    let full = demo_options_of(words.split(' ')).unwrap();
+    let words = "pool demo --for 2m --json --listen 127.0.0.1:0 --http 127.0.0.1:9 --data-dir d \
+                 --no-miner --tx-count 9";
+    let full = demo_options_of(words.split_whitespace()).unwrap();
     let want = DemoOptions {
         time: Some(Duration::from_secs(120)),
         json: true,
         listen: "127.0.0.1:0".parse().unwrap(),
+        http: "127.0.0.1:9".parse().unwrap(),
         data_dir: Some("d".into()),
         miner: false,
         tx_count: 9,
