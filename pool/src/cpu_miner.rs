@@ -24,8 +24,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-/// Shares that wait to be sent. A full queue stops the threads, never the link.
-const FOUND_QUEUE_MAX: usize = 64;
+use crate::limits::CPU_MINER_FOUND_MAX;
+
 /// From dialling to the end of the handshake; devices give up after as long.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
 /// Without a byte for this long the pool counts as gone (Bitaxe and NerdQAxe+ wait as long).
@@ -133,7 +133,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let epoch = Instant::now();
     let (assign, assigned) = watch::channel(None);
-    let (found_tx, found) = mpsc::channel(FOUND_QUEUE_MAX);
+    let (found_tx, found) = mpsc::channel(CPU_MINER_FOUND_MAX);
     let threads = options.threads.max(1);
     let mut grinding = Vec::with_capacity(threads);
     for index in 0..threads {

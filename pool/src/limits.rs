@@ -97,5 +97,10 @@ pub const KEY_FILE_MAX: u64 = 16 * 1024;
 /// bytes that consensus allows a coinbase script; 40 leave room for what later versions add.
 pub const TAG_MAX: usize = 40;
 
+// ---- the demo's miner ----
+
+/// Shares of the built-in miner that wait to be sent. A full queue stops its threads, never its link.
+pub const CPU_MINER_FOUND_MAX: usize = 64;
+
 const _: () = assert!(CREDIT_COMMIT_BATCHES_MAX <= CREDIT_QUEUE_MAX);
 const _: () = assert!(SQLITE_ROWS_MAX * 12 <= 32_766);
