@@ -15,6 +15,7 @@ CREATE TABLE share_batch (
     worker            TEXT COLLATE "C" NOT NULL,
     extranonce_prefix BYTEA         NOT NULL,
     template_id       BIGINT        NOT NULL,
+    coinbase_sequence BIGINT        NOT NULL,
     prev_hash         BYTEA         NOT NULL CHECK (length(prev_hash) = 32),
     shares            BIGINT        NOT NULL CHECK (shares > 0),
     work              NUMERIC(78,0) NOT NULL,

@@ -13,6 +13,7 @@ CREATE TABLE share_batch (
     worker            TEXT    NOT NULL,
     extranonce_prefix BLOB    NOT NULL,
     template_id       INTEGER NOT NULL,
+    coinbase_sequence INTEGER NOT NULL,
     prev_hash         BLOB    NOT NULL CHECK (length(prev_hash) = 32),
     shares            INTEGER NOT NULL CHECK (shares > 0),
     work              TEXT    NOT NULL,

@@ -9,6 +9,7 @@
 //! and start stand in every extranonce prefix, so two nodes cannot be sent the same header.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use proto::mining::{Committed, CreditBatch, CreditGroup};
@@ -22,6 +23,7 @@ use crate::limits::{
     CREDIT_COMMIT_BATCHES_MAX, CREDIT_QUEUE_MAX, CREDIT_RETRY_FIRST, CREDIT_RETRY_MAX,
     CREDIT_SHUTDOWN_GRACE, SEEN_TIPS_MAX,
 };
+use crate::metrics::Metrics;
 use crate::store::{CommitId, ShareBatch, Store, StoreError};
 
 /// The ledger before it runs, knowing every proof that could come again.
@@ -30,6 +32,7 @@ pub struct Credit {
     node: u16,
     commits: CommitIds,
     seen: Seen,
+    metrics: Arc<Metrics>,
 }
 
 /// Where batches are handed in. A clone leads to the same ledger.
@@ -59,7 +62,7 @@ struct Submitted {
 
 impl Credit {
     /// Reads from the store what the ledger must know before the pool listens.
-    pub async fn load(store: Store, node: u16) -> Result<Self, StoreError> {
+    pub async fn load(store: Store, node: u16, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
         let mut seen = Seen::default();
         let mut newest = store.recent_prev_hashes(SEEN_TIPS_MAX).await?;
         newest.reverse();
@@ -68,7 +71,7 @@ impl Credit {
             seen.load(prev_hash, store.proofs_of(prev_hash).await?);
         }
         info!(tips, proofs = seen.len(), "credit rebuilt");
-        Ok(Self { store, node, commits: CommitIds::new(), seen })
+        Ok(Self { store, node, commits: CommitIds::new(), seen, metrics })
     }
 
     /// Starts the task. It ends when `shutdown` is cancelled or every handle is gone, after it has
@@ -155,13 +158,13 @@ impl Ledger {
             reply.send(committed);
         }
         self.credit.seen.forget_oldest(SEEN_TIPS_MAX);
-        metrics::gauge!("pool_credit_seen_proofs").set(self.credit.seen.len() as f64);
+        self.credit.metrics.credit_remembers(self.credit.seen.len());
         Ok(())
     }
 
     /// Judges a batch, having loaded from the store the tips that are not in memory.
     async fn select(&mut self, batch: &CreditBatch) -> Result<Selection, GaveUp> {
-        let mut patience = Patience::new(&self.shutdown);
+        let mut patience = Patience::new(&self.shutdown, &self.credit.metrics);
         let selection = loop {
             let tip = match self.credit.seen.select(&batch.groups) {
                 Ok(selection) => break selection,
@@ -178,11 +181,11 @@ impl Ledger {
 
     /// One transaction under one id, however many attempts it takes.
     async fn commit(&mut self, rows: &[ShareBatch]) -> Result<(), GaveUp> {
-        let Credit { store, node, commits, .. } = &mut self.credit;
+        let Credit { store, node, commits, metrics, .. } = &mut self.credit;
         let id = commits.next();
         let started = Instant::now();
         let shares: usize = rows.iter().map(|row| row.group.proofs.len()).sum();
-        let mut patience = Patience::new(&self.shutdown);
+        let mut patience = Patience::new(&self.shutdown, metrics);
         let appended = loop {
             match store.append(*node, id, rows).await {
                 Ok(appended) => break appended,
@@ -192,8 +195,7 @@ impl Ledger {
         patience.over();
         let took = started.elapsed();
         debug!(shares, groups = rows.len(), ?took, ?appended, "credited");
-        metrics::histogram!("pool_credit_commit_seconds").record(took.as_secs_f64());
-        metrics::histogram!("pool_credit_batch_shares").record(shares as f64);
+        metrics.credit_committed(took.as_secs_f64(), shares);
         Ok(())
     }
 }
@@ -202,19 +204,20 @@ impl Ledger {
 /// service and for a grace in a shutdown. One warning per outage, so that a log stays readable.
 struct Patience<'a> {
     shutdown: &'a CancellationToken,
+    metrics: &'a Metrics,
     pause: Duration,
     failing_since: Option<Instant>,
     give_up_at: Option<Instant>,
 }
 
 impl<'a> Patience<'a> {
-    fn new(shutdown: &'a CancellationToken) -> Self {
-        Self { shutdown, pause: CREDIT_RETRY_FIRST, failing_since: None, give_up_at: None }
+    fn new(shutdown: &'a CancellationToken, metrics: &'a Metrics) -> Self {
+        Self { shutdown, metrics, pause: CREDIT_RETRY_FIRST, failing_since: None, give_up_at: None }
     }
 
     /// After a failure: returns when it is time for the next attempt.
     async fn after(&mut self, error: StoreError) -> Result<(), GaveUp> {
-        metrics::counter!("pool_credit_store_failures_total").increment(1);
+        self.metrics.store_failed();
         if self.failing_since.is_none() {
             self.failing_since = Some(Instant::now());
             warn!(%error, "the store failed; shares wait unacknowledged until it answers");
@@ -392,6 +395,7 @@ mod tests {
             owner: Owner { account: "a".into(), worker: "".into() },
             extranonce_prefix: ExtranoncePrefix::from_bytes([0; 8]),
             template: TemplateId(0),
+            coinbase_sequence: 5,
             prev_hash: [tip; 32],
             proofs: numbers.iter().map(proof).collect(),
         }
@@ -437,7 +441,8 @@ mod tests {
     #[test]
     fn in_service_the_store_is_asked_for_ever_and_never_less_often_than_the_bound() {
         let shutdown = CancellationToken::new();
-        let mut patience = Patience::new(&shutdown);
+        let metrics = Metrics::new();
+        let mut patience = Patience::new(&shutdown, &metrics);
         let start = Instant::now();
         let pauses: Vec<Duration> =
             (0..100).map(|_| patience.next_pause(start, false).unwrap()).collect();
@@ -449,7 +454,8 @@ mod tests {
     #[test]
     fn a_shutdown_gives_up_when_its_grace_is_over_and_not_before() {
         let shutdown = CancellationToken::new();
-        let mut patience = Patience::new(&shutdown);
+        let metrics = Metrics::new();
+        let mut patience = Patience::new(&shutdown, &metrics);
         let start = Instant::now();
         let last = start + CREDIT_SHUTDOWN_GRACE - Duration::from_millis(1);
         assert!(patience.next_pause(start, true).is_some());

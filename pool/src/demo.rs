@@ -77,8 +77,7 @@ pub async fn demo(options: DemoOptions, shutdown: CancellationToken) -> Result<D
     let miner_stop = CancellationToken::new();
     let miner = options.miner.then(|| {
         let at = loopback_of(running.listen);
-        let mining =
-            CpuMinerOptions::new(&at.ip().to_string(), at.port(), running.authority.clone());
+        let mining = CpuMinerOptions::new(&at.ip().to_string(), at.port(), running.authority);
         tokio::spawn(cpu_miner::run(mining, Arc::clone(&report), miner_stop.clone()))
     });
     let shown = miner.is_some().then_some(&*report);

@@ -101,6 +101,9 @@ pub struct Metrics {
     share_to_ack: Histogram,
     tip_to_job: Histogram,
     credit_commit: Histogram,
+    credit_shares: Counter,
+    seen_proofs: Gauge,
+    store_failures: Counter,
     template_age: Gauge,
     node_up: Gauge,
     height: Gauge,
@@ -178,6 +181,12 @@ impl Metrics {
                 "From the node's word of a new tip to a connection's new work handed to the socket",
             ),
             credit_commit: histogram("pool_credit_commit_seconds", "One transaction of credit"),
+            credit_shares: counter("pool_credit_shares_total", "Shares in those transactions"),
+            seen_proofs: gauge("pool_credit_seen_proofs", "Proofs held in memory against repeats"),
+            store_failures: counter(
+                "pool_credit_store_failures_total",
+                "Attempts that the store did not take; each is tried again",
+            ),
             template_age: gauge("pool_template_age_seconds", "Since the node's last good answer"),
             node_up: gauge("pool_node_up", "1 while the node answers"),
             height: gauge("pool_template_height", "Height of the block being mined"),
@@ -272,9 +281,20 @@ impl Metrics {
         self.tip_to_job.record(seconds);
     }
 
-    /// A transaction of credit took this long.
-    pub fn credit_committed(&self, seconds: f64) {
+    /// A transaction of credit took this long and held so many shares.
+    pub fn credit_committed(&self, seconds: f64, shares: usize) {
         self.credit_commit.record(seconds);
+        self.credit_shares.increment(shares as u64);
+    }
+
+    /// Proofs that the ledger holds in memory.
+    pub fn credit_remembers(&self, proofs: usize) {
+        self.seen_proofs.set(proofs as f64);
+    }
+
+    /// The store did not take what the ledger gave it; it is tried again.
+    pub fn store_failed(&self) {
+        self.store_failures.increment(1);
     }
 
     /// Asked for at each scrape.
@@ -412,7 +432,7 @@ mod tests {
         metrics.upkeep();
         metrics.share_acknowledged(7.0);
         metrics.job_sent(0.002);
-        metrics.credit_committed(0.02);
+        metrics.credit_committed(0.02, 3);
         let text = metrics.render();
         assert_eq!(line(&text, "pool_share_to_ack_seconds_bucket{le=\"0.1\"}"), "0");
         assert_eq!(line(&text, "pool_share_to_ack_seconds_bucket{le=\"0.125\"}"), "1");

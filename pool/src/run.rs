@@ -18,7 +18,7 @@ use proto::connection::SetupPolicy;
 use proto::extranonce::ExtranonceAllocator;
 use proto::message::{EXTENSION_WORKER_HASHRATE, setup_flags};
 use proto::mining::server::Policy;
-use proto::noise::AuthorityPublicKey;
+use proto::noise::{AuthorityPublicKey, Identity};
 use proto::target::Difficulty;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
@@ -108,33 +108,20 @@ pub fn cancelled_by_signal() -> CancellationToken {
 }
 
 /// Starts everything; `shutdown` gives up a start that waits for a node or a store.
+#[expect(
+    clippy::too_many_lines,
+    reason = "the order of a start is one story, cut where a name helps"
+)]
 pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Running> {
     let metrics = Arc::new(Metrics::new());
-    let data_dir = &config.pool.data_dir;
-    std::fs::create_dir_all(data_dir)
-        .with_context(|| format!("making the data folder {}", data_dir.display()))?;
+    let data_dir = make_data_dir(config)?;
 
     let rest_stop = CancellationToken::new();
-    let files = KeyFiles::of(config);
-    let identity = files.load_or_make(unix_s()).context("the pool's keys")?;
-    let authority = identity.authority;
-    let watched = IdentityWatch::new(files, identity, Arc::clone(&metrics));
-    let identity = watched.subscribe();
-    tokio::spawn(watched.run(rest_stop.clone()).context("catching SIGHUP")?);
-
+    let (authority, identity) = load_keys(config, &metrics, &rest_stop)?;
     let store = Store::open(config.store_url()?.expose()).await.context("opening the store")?;
     let epoch = store.begin_epoch(config.pool.node_id).await.context("counting this start")?;
 
-    let node = connect_node(config)?;
-    let chain = wait_for_chain(&*node, shutdown).await?;
-    if chain.network != config.network() {
-        bail!(
-            "the node {} is on {}, the configuration says {} (node.network)",
-            node.name(),
-            chain.network,
-            config.network()
-        );
-    }
+    let (node, chain) = connect_node(config, shutdown).await?;
     let payout_script = config.payout_script(chain.network)?.into_bytes();
 
     let miners_stop = shutdown.child_token();
@@ -144,8 +131,9 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
     let (blocks, blocks_task) =
         blocks.spawn(rest_stop.clone()).context("blocks of an earlier run")?;
 
-    let credit =
-        Credit::load(store.clone(), config.pool.node_id).await.context("rebuilding credit")?;
+    let credit = Credit::load(store.clone(), config.pool.node_id, Arc::clone(&metrics))
+        .await
+        .context("rebuilding credit")?;
     let (credit, ledger) = credit.spawn(rest_stop.clone());
 
     let tag = config.pool.tag.clone().into_bytes();
@@ -161,28 +149,16 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         .await
         .with_context(|| format!("listening on {}", config.listen.address))?;
     let listen = listener.local_addr().context("the address listened on")?;
-    let page = api::bind(config.http.address).await?;
-    let http = page.local_addr().context("the HTTP address listened on")?;
     let sources = Sources {
-        facts: Facts {
-            version: env!("CARGO_PKG_VERSION"),
-            tag: config.pool.tag.clone(),
-            authority_public_key: authority.to_string(),
-            listen,
-            started_at: u64::from(unix_s()),
-        },
+        facts: facts(config, &authority, listen),
         metrics: Arc::clone(&metrics),
         board: board.clone(),
         store: store.clone(),
         node: feed.node,
     };
-    tokio::spawn(api::serve(page, sources, rest_stop.clone()));
+    let http = serve_pages(config.http.address, sources, &rest_stop).await?;
     let shared = Shared {
-        policy: Arc::new(Policy {
-            shares_per_minute: f64::from(config.difficulty.shares_per_minute),
-            floor: Difficulty::from_log2(config.difficulty.floor_log2),
-            ..Policy::default()
-        }),
+        policy: Arc::new(policy(config)),
         setup: SETUP,
         identity,
         templates: feed.templates.clone(),
@@ -197,15 +173,11 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         clock: Clock::start(),
         shutdown: miners_stop.clone(),
     };
-    let room = Room {
-        connections_max: config.listen.max_connections as usize,
-        per_address_max: config.listen.max_connections_per_address as usize,
-    };
-    let door = tokio::spawn(listener::serve(listener, room, Arc::new(shared)));
+    let door = tokio::spawn(listener::serve(listener, room(config), Arc::new(shared)));
     Ok(Running {
         listen,
         http,
-        data_dir: data_dir.clone(),
+        data_dir: data_dir.to_owned(),
         authority,
         templates: feed.templates,
         store,
@@ -241,11 +213,83 @@ fn ended(task: &str, how: Result<(), tokio::task::JoinError>) {
     }
 }
 
-fn connect_node(config: &Config) -> Result<Arc<dyn Node>> {
-    Ok(match config.node.kind {
+fn make_data_dir(config: &Config) -> Result<&Path> {
+    let data_dir = &config.pool.data_dir;
+    std::fs::create_dir_all(data_dir)
+        .with_context(|| format!("making the data folder {}", data_dir.display()))?;
+    Ok(data_dir)
+}
+
+async fn serve_pages(
+    address: SocketAddr,
+    sources: Sources,
+    stop: &CancellationToken,
+) -> Result<SocketAddr> {
+    let listener = api::bind(address).await?;
+    let http = listener.local_addr().context("the HTTP address listened on")?;
+    tokio::spawn(api::serve(listener, sources, stop.clone()));
+    Ok(http)
+}
+
+fn policy(config: &Config) -> Policy {
+    Policy {
+        shares_per_minute: f64::from(config.difficulty.shares_per_minute),
+        floor: Difficulty::from_log2(config.difficulty.floor_log2),
+        ..Policy::default()
+    }
+}
+
+fn room(config: &Config) -> Room {
+    Room {
+        connections_max: config.listen.max_connections as usize,
+        per_address_max: config.listen.max_connections_per_address as usize,
+    }
+}
+
+fn facts(config: &Config, authority: &AuthorityPublicKey, listen: SocketAddr) -> Facts {
+    Facts {
+        version: env!("CARGO_PKG_VERSION"),
+        tag: config.pool.tag.clone(),
+        authority_public_key: authority.to_string(),
+        listen,
+        started_at: u64::from(unix_s()),
+    }
+}
+
+/// Who we are, and a watch on the files that say so.
+fn load_keys(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    stop: &CancellationToken,
+) -> Result<(AuthorityPublicKey, watch::Receiver<Arc<Identity>>)> {
+    let files = KeyFiles::of(config);
+    let identity = files.load_or_make(unix_s()).context("the pool's keys")?;
+    let authority = identity.authority;
+    let watched = IdentityWatch::new(files, identity, Arc::clone(metrics));
+    let identity = watched.subscribe();
+    tokio::spawn(watched.run(stop.clone()).context("catching SIGHUP")?);
+    Ok((authority, identity))
+}
+
+/// The node, once it answers and is known to be on the network that was configured.
+async fn connect_node(
+    config: &Config,
+    shutdown: &CancellationToken,
+) -> Result<(Arc<dyn Node>, ChainInfo)> {
+    let node: Arc<dyn Node> = match config.node.kind {
         NodeKind::Embedded => Arc::new(embedded_chain(config, &config.pool.data_dir)?),
         NodeKind::BitcoinCore => Arc::new(bitcoin_core(config)?),
-    })
+    };
+    let chain = wait_for_chain(&*node, shutdown).await?;
+    if chain.network != config.network() {
+        bail!(
+            "the node {} is on {}, the configuration says {} (node.network)",
+            node.name(),
+            chain.network,
+            config.network()
+        );
+    }
+    Ok((node, chain))
 }
 
 fn embedded_chain(config: &Config, data_dir: &Path) -> Result<EmbeddedChain> {

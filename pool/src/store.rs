@@ -671,7 +671,8 @@ async fn append_sqlite(
     for chunk in numbered.chunks(SQLITE_ROWS_MAX) {
         let mut query = QueryBuilder::<Sqlite>::new(
             "INSERT INTO share_batch (received_at_ms, commit_id, part, node, account, worker,
-                 extranonce_prefix, template_id, prev_hash, shares, work, proofs) ",
+                 extranonce_prefix, template_id, coinbase_sequence, prev_hash, shares, work,
+                 proofs) ",
         );
         query.push_values(chunk, |mut row, (part, share)| {
             let group = &share.batch.group;
@@ -683,6 +684,7 @@ async fn append_sqlite(
                 .push_bind(text(&group.owner.worker).into_owned())
                 .push_bind(group.extranonce_prefix.as_bytes().to_vec())
                 .push_bind(group.template.0.cast_signed())
+                .push_bind(i64::from(group.coinbase_sequence))
                 .push_bind(group.prev_hash.to_vec())
                 .push_bind(signed(group.proofs.len() as u64))
                 .push_bind(share.work.to_string())
@@ -781,10 +783,11 @@ async fn append_postgres(
     let groups = || rows.shares.iter().map(|share| &share.batch.group);
     let done = sqlx::query(
         "INSERT INTO share_batch (commit_id, node, received_at_ms, part, account, worker,
-             extranonce_prefix, template_id, prev_hash, shares, work, proofs)
+             extranonce_prefix, template_id, coinbase_sequence, prev_hash, shares, work,
+                 proofs)
          SELECT $1, $2, * FROM UNNEST($3::bigint[], $4::bigint[], $5::text[], $6::text[],
-             $7::bytea[], $8::bigint[], $9::bytea[], $10::bigint[], $11::text[]::numeric[],
-             $12::bytea[])
+             $7::bytea[], $8::bigint[], $9::bigint[], $10::bytea[], $11::bigint[],
+             $12::text[]::numeric[], $13::bytea[])
          ON CONFLICT DO NOTHING",
     )
     .bind(commit.0.to_vec())
@@ -795,6 +798,7 @@ async fn append_postgres(
     .bind(groups().map(|group| text(&group.owner.worker).into_owned()).collect::<Vec<_>>())
     .bind(groups().map(|group| group.extranonce_prefix.as_bytes().to_vec()).collect::<Vec<_>>())
     .bind(column(|batch| batch.group.template.0.cast_signed()))
+    .bind(column(|batch| i64::from(batch.group.coinbase_sequence)))
     .bind(groups().map(|group| group.prev_hash.to_vec()).collect::<Vec<_>>())
     .bind(column(|batch| signed(batch.group.proofs.len() as u64)))
     .bind(rows.shares.iter().map(|share| share.work.to_string()).collect::<Vec<_>>())

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use databases::Database;
 use pool::credit::{Credit, CreditHandle, SubmitError};
 use pool::limits::{ACCOUNT_WORKERS_MAX, SEEN_TIPS_MAX, SQLITE_ROWS_MAX};
+use pool::metrics::Metrics;
 use pool::store::{
     Appended, BlockRecord, BlockState, CommitId, ShareBatch, Store, StoreError, Totals,
 };
@@ -120,6 +121,7 @@ fn group(account: &str, worker: &str, tip_number: u8, proofs: Vec<Proof>) -> Cre
         owner: Owner { account: account.into(), worker: worker.into() },
         extranonce_prefix: ExtranoncePrefix::from_bytes([0, 7, 0, 1, 0, 0, 0, 9]),
         template: TemplateId(4),
+        coinbase_sequence: 5,
         prev_hash: tip(tip_number),
         proofs,
     }
@@ -175,7 +177,7 @@ struct Ledger {
 impl Ledger {
     async fn start(store: &Store) -> Self {
         let shutdown = CancellationToken::new();
-        let credit = Credit::load(store.clone(), NODE).await.unwrap();
+        let credit = Credit::load(store.clone(), NODE, Arc::new(Metrics::new())).await.unwrap();
         let (handle, task) = credit.spawn(shutdown.clone());
         Self { handle, shutdown, task }
     }

@@ -120,6 +120,12 @@ impl Job {
         &self.coinbase
     }
 
+    /// nSequence of the coinbase input: what tells the jobs of one template apart (`numbered`).
+    #[must_use]
+    pub fn coinbase_sequence(&self) -> u32 {
+        self.coinbase.suffix.first_chunk().map_or(0, |le| u32::from_le_bytes(*le))
+    }
+
     /// Header version before rolling.
     #[must_use]
     pub fn version(&self) -> u32 {

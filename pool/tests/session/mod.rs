@@ -125,10 +125,8 @@ impl Session {
             let Received::Known(message, tlvs) = frame.message()? else { continue };
             book.note(&message);
             let events = client.handle(now_ms, message, tlvs, &mut answers)?;
-            if let Some(event) = events {
-                if let Event::OpenRefused { code } | Event::SetupRefused { code, .. } = event {
-                    panic!("refused: {code}");
-                }
+            if let Some(Event::OpenRefused { code } | Event::SetupRefused { code, .. }) = events {
+                panic!("refused: {code}");
             }
         }
         self.send(&answers).await

@@ -55,6 +55,8 @@ pub struct CreditGroup {
     pub extranonce_prefix: ExtranoncePrefix,
     /// The template that the job was made of.
     pub template: TemplateId,
+    /// nSequence of the job's coinbase input, by which jobs of one template differ.
+    pub coinbase_sequence: u32,
     /// The tip that it built on, header byte order.
     pub prev_hash: [u8; 32],
     /// The shares, in the order they came; never empty.

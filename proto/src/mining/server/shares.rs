@@ -36,6 +36,7 @@ struct Submitted {
 /// What is left of a job once a share of it is judged.
 struct Judged {
     template: TemplateId,
+    coinbase_sequence: u32,
     prev_hash: [u8; 32],
     prefix: ExtranoncePrefix,
     outcome: Result<Proof, Refusal>,
@@ -115,6 +116,7 @@ impl Server {
                 let verdict = check(job, &submitted.claim, now.unix_s);
                 let judged = Judged {
                     template: job.job.template().id,
+                    coinbase_sequence: job.job.coinbase_sequence(),
                     prev_hash: job.tip.hash,
                     prefix: job.prefix,
                     outcome: verdict.outcome,
@@ -151,7 +153,7 @@ impl Server {
         judged: Judged,
         out: &mut Outbox,
     ) {
-        let Judged { template, prev_hash, prefix, outcome, block } = judged;
+        let Judged { template, coinbase_sequence, prev_hash, prefix, outcome, block } = judged;
         let Some(channel) = self.channels.get_mut(&id) else { return };
         let outcome = match outcome {
             Ok(proof) if !channel.remember(&proof) => Err(Refusal::DuplicateShare),
@@ -184,12 +186,14 @@ impl Server {
                 owner: owner.clone(),
                 extranonce_prefix: prefix,
                 template,
+                coinbase_sequence,
                 prev_hash,
                 proofs: Vec::new(),
             },
             |open| {
                 open.channel == id
                     && open.template == template
+                    && open.coinbase_sequence == coinbase_sequence
                     && open.prev_hash == prev_hash
                     && open.owner == owner
             },
