@@ -1,0 +1,409 @@
+//! Claims about both nodes that only a real Bitcoin Core can judge. Runs if `BITCOIND_EXE` names a
+//! `bitcoind` and says so loudly if not. Each test has its own regtest node on 127.0.0.1, which ends
+//! with it.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // all of it is test
+
+mod common;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bitcoin::hashes::Hash;
+use bitcoin::{Amount, Block, CompactTarget};
+use bitcoincore_rpc::{Auth, Client, RpcApi};
+use common::{Grind, commit_to_witnesses, forge, forge_header, job, mine, mine_job};
+use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
+use job_declarator::node::rpc::{RpcAuth, RpcNode, RpcOptions, RpcTimes};
+use job_declarator::node::{Node, NodeError, NodeTemplate, Submitted};
+use serde_json::{Value, json};
+
+/// Where blocks of nobody's wallet go.
+const NOBODY: &str = "bcrt1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqdku202";
+
+struct Core {
+    exe: String,
+    dir: tempfile::TempDir,
+    port: u16,
+    child: Child,
+}
+
+impl Core {
+    /// `None`, and a loud word, without `BITCOIND_EXE`.
+    fn start(test: &str) -> Option<Self> {
+        let Ok(exe) = std::env::var("BITCOIND_EXE") else {
+            let skipped = format!("\nSKIPPED {test}: BITCOIND_EXE names no bitcoind\n");
+            // Past the test harness, which would swallow it.
+            std::io::stderr().write_all(skipped.as_bytes()).unwrap();
+            return None;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let child = spawn(&exe, &dir, port);
+        let core = Self { exe, dir, port, child };
+        core.wait_until_it_answers();
+        Some(core)
+    }
+
+    fn cookie(&self) -> PathBuf {
+        self.dir.path().join("regtest/.cookie")
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Our node, with the deadlines of production but for the probe.
+    fn node(&self) -> RpcNode {
+        let times = RpcTimes { probe: Duration::from_secs(2), ..RpcTimes::default() };
+        let auth = RpcAuth::CookieFile(self.cookie());
+        RpcNode::new(RpcOptions { url: self.url(), auth, times }).unwrap()
+    }
+
+    /// The test's own voice, apart from ours.
+    fn call(&self, method: &str, params: &[Value]) -> Result<Value, bitcoincore_rpc::Error> {
+        let auth = Auth::CookieFile(self.cookie());
+        Client::new(&self.url(), auth)?.call(method, params)
+    }
+
+    fn generate(&self, count: u32, address: &str) {
+        self.call("generatetoaddress", &[json!(count), json!(address)]).unwrap();
+    }
+
+    /// Transactions into the mempool; `false` if this Core was built without a wallet.
+    fn pay(&self, count: u32) -> bool {
+        if self.call("createwallet", &[json!("test")]).is_err()
+            && self.call("getwalletinfo", &[]).is_err()
+        {
+            return false;
+        }
+        let address = self.call("getnewaddress", &[]).unwrap();
+        // One ripe coin for each payment: chains of unconfirmed change are limited.
+        self.generate(100 + count, address.as_str().unwrap());
+        for _ in 0..count {
+            self.call("sendtoaddress", &[address.clone(), json!(0.01)]).unwrap();
+        }
+        true
+    }
+
+    fn wait_until_it_answers(&self) {
+        let start = Instant::now();
+        while self.call("getblockchaininfo", &[]).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(60), "bitcoind does not come up");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn stop(&mut self) {
+        self.call("stop", &[]).unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn start_again(&mut self) {
+        self.child = spawn(&self.exe, &self.dir, self.port);
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn spawn(exe: &str, dir: &tempfile::TempDir, port: u16) -> Child {
+    Command::new(exe)
+        .arg("-regtest")
+        .arg(format!("-datadir={}", dir.path().display()))
+        .arg(format!("-rpcport={port}"))
+        .args(["-rpcbind=127.0.0.1", "-rpcallowip=127.0.0.1", "-listen=0", "-connect=0"])
+        .args(["-dnsseed=0", "-fallbackfee=0.0001", "-server=1"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+async fn ready(node: &RpcNode) -> NodeTemplate {
+    let start = Instant::now();
+    loop {
+        match node.next_template(None).await {
+            Ok(shown) => return shown,
+            Err(NodeError::NotReady(_) | NodeError::Unreachable(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+        assert!(start.elapsed() < Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Changes that make a good block bad. The reason's first word is the same from both nodes.
+type Change = (&'static str, fn(&[u8]) -> Vec<u8>);
+
+fn bad_coinbases() -> Vec<Change> {
+    vec![
+        ("bad-cb-amount", |block| {
+            forge(block, |block| block.txdata[0].output[0].value += Amount::from_sat(1))
+        }),
+        ("bad-cb-height", |block| {
+            forge(block, |block| {
+                let mut script = block.txdata[0].input[0].script_sig.to_bytes();
+                script[1] ^= 1;
+                block.txdata[0].input[0].script_sig = script.into();
+            })
+        }),
+        ("bad-cb-length", |block| {
+            forge(block, |block| {
+                let mut script = block.txdata[0].input[0].script_sig.to_bytes();
+                script.resize(101, 0);
+                block.txdata[0].input[0].script_sig = script.into();
+            })
+        }),
+        ("bad-witness-merkle-match", |block| {
+            forge(block, |block| {
+                let output = block.txdata[0].output.last_mut().unwrap();
+                let mut script = output.script_pubkey.to_bytes();
+                script[37] ^= 1;
+                output.script_pubkey = script.into();
+            })
+        }),
+        ("bad-witness-nonce-size", |block| {
+            forge(block, |block| block.txdata[0].input[0].witness.clear())
+        }),
+        ("unexpected-witness", |block| forge(block, |block| drop(block.txdata[0].output.pop()))),
+    ]
+}
+
+fn bad_transactions() -> Vec<Change> {
+    vec![
+        ("bad-txns-in-belowout", |block| {
+            forge(block, |block| {
+                let last = block.txdata.last_mut().unwrap();
+                last.output[0].value += Amount::from_sat(10_000_000_000);
+                commit_to_witnesses(block);
+            })
+        }),
+        ("bad-txns-inputs-missingorspent", |block| {
+            forge(block, |block| {
+                let last = block.txdata.last_mut().unwrap();
+                last.input[0].previous_output.txid = Hash::from_byte_array([3; 32]);
+                commit_to_witnesses(block);
+            })
+        }),
+    ]
+}
+
+fn bad_headers() -> Vec<Change> {
+    vec![
+        ("bad-txnmrklroot", |block| {
+            forge_header(block, Grind::Met, |block| {
+                block.header.merkle_root = Hash::from_byte_array([1; 32]);
+            })
+        }),
+        ("bad-diffbits", |block| {
+            forge_header(block, Grind::Met, |block| {
+                block.header.bits = CompactTarget::from_consensus(0x207f_fffe);
+            })
+        }),
+        ("time-too-new", |block| {
+            forge_header(block, Grind::Met, |block| block.header.time += 7_300)
+        }),
+        ("time-too-old", |block| {
+            forge_header(block, Grind::Met, |block| block.header.time -= 1_000_000)
+        }),
+        ("bad-version(0x00000003)", |block| {
+            forge_header(block, Grind::Met, |block| {
+                block.header.version = bitcoin::block::Version::from_consensus(3);
+            })
+        }),
+        ("inconclusive-not-best-prevblk", |block| {
+            forge_header(block, Grind::Met, |block| {
+                let genesis = bitcoin::constants::genesis_block(bitcoin::Network::Regtest);
+                block.header.prev_blockhash = genesis.block_hash();
+            })
+        }),
+    ]
+}
+
+async fn refuses_what_is_bad(node: &dyn Node, block: &[u8]) {
+    assert_eq!(node.check_block(block).await.unwrap(), Ok(()));
+    let weak = forge_header(block, Grind::Missed, |_| {});
+    assert_eq!(node.check_block(&weak).await.unwrap(), Ok(()), "proof of work is not looked at");
+    for (word, change) in [bad_coinbases(), bad_transactions(), bad_headers()].concat() {
+        let reason = node.check_block(&change(block)).await.unwrap().unwrap_err();
+        assert!(reason.starts_with(word), "{}: {reason} for {word}", node.name());
+    }
+    let cut = node.check_block(&block[..block.len() - 1]).await.unwrap().unwrap_err();
+    assert!(cut.to_lowercase().contains("decode failed"), "{cut}");
+}
+
+async fn is_accepted(node: &dyn Node, block: &[u8]) {
+    assert_eq!(node.submit_block(block).await.unwrap(), Submitted::Accepted);
+    assert_eq!(node.submit_block(block).await.unwrap(), Submitted::AlreadyKnown);
+}
+
+#[tokio::test]
+async fn bitcoin_core_gives_work_takes_blocks_and_comes_back_from_a_restart() {
+    let Some(mut core) = Core::start("bitcoin_core_gives_work") else { return };
+    let node = core.node();
+    let answer = node.next_template(None).await;
+    assert!(matches!(answer, Err(NodeError::NotReady(_))), "a chain of 2011: {answer:?}");
+    core.generate(17, NOBODY);
+    let bare = node.next_template(None).await.unwrap();
+    assert_eq!(bare.template.height, 18);
+    assert!(bare.template.merkle_path.is_empty() && bare.template.commits_to_witnesses);
+    is_accepted(&node, &mine(&bare, 1)).await;
+
+    let has_wallet = core.pay(30);
+    let shown = node.next_template(None).await.unwrap();
+    if has_wallet {
+        assert_eq!(shown.template.transactions.len(), 30);
+        refuses_what_is_bad(&node, &mine(&shown, 1)).await;
+    }
+
+    long_poll_sees_a_new_tip(&core, &node, &shown).await;
+    blocks_find_their_place(&node).await;
+
+    let shown = node.next_template(None).await.unwrap();
+    let height = shown.template.height;
+    let cookie = std::fs::read(core.cookie()).unwrap();
+    let waiting = node.next_template(Some(&shown.mark));
+    let (answer, core) = tokio::join!(
+        waiting,
+        tokio::task::spawn_blocking(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            core.stop();
+            core
+        })
+    );
+    let mut core = core.unwrap();
+    assert!(
+        matches!(answer, Err(NodeError::NotReady(_) | NodeError::Unreachable(_))),
+        "{answer:?}"
+    );
+    assert!(matches!(node.chain_info().await, Err(NodeError::Unreachable(_))));
+    core.start_again();
+    let shown = ready(&node).await;
+    assert_ne!(std::fs::read(core.cookie()).unwrap(), cookie, "the cookie is another");
+    assert_eq!(shown.template.height, height);
+    is_accepted(&node, &mine(&shown, 1)).await;
+}
+
+async fn long_poll_sees_a_new_tip(core: &Core, node: &RpcNode, shown: &NodeTemplate) {
+    let waiting = async {
+        let news = node.next_template(Some(&shown.mark)).await.unwrap();
+        (news, Instant::now())
+    };
+    let generating = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        core.generate(1, NOBODY);
+        Instant::now()
+    };
+    let ((news, told), generated) = tokio::join!(waiting, generating);
+    assert_eq!(news.template.height, shown.template.height + 1);
+    assert!(told.saturating_duration_since(generated) < Duration::from_secs(1));
+}
+
+/// Accepted on the tip, stale beside it; the block sent ahead is good on the new tip.
+async fn blocks_find_their_place(node: &RpcNode) {
+    let shown = node.next_template(None).await.unwrap();
+    let (first, second) = (mine(&shown, 1), mine(&shown, 2));
+    is_accepted(node, &first).await;
+    assert_eq!(node.submit_block(&second).await.unwrap(), Submitted::Stale);
+    assert!(matches!(
+        node.submit_block(&forge_header(&second, Grind::Missed, |_| {})).await.unwrap(),
+        Submitted::Rejected(reason) if reason == "high-hash"
+    ));
+    let hash = |block: &[u8]| proto::template::sha256d(&block[..80]);
+    assert_eq!(node.height_of(&hash(&first)).await.unwrap(), Some(shown.template.height));
+    assert_eq!(node.height_of(&hash(&second)).await.unwrap(), None);
+    assert_eq!(node.height_of(&[5; 32]).await.unwrap(), None);
+
+    let tip = node.next_template(None).await.unwrap().prev_hash;
+    assert_eq!(tip.hash, hash(&first));
+    let ahead = mine_job(&job(&shown.next.unwrap()), &tip, 1);
+    is_accepted(node, &ahead).await;
+    let info = node.chain_info().await.unwrap();
+    assert_eq!((info.tip, info.height), (hash(&ahead), shown.template.height + 1));
+}
+
+/// Blocks of the embedded chain's file.
+fn blocks_in(dir: &tempfile::TempDir) -> Vec<Vec<u8>> {
+    let bytes = std::fs::read(dir.path().join("embedded-chain.blocks")).unwrap();
+    let mut rest = &bytes[16..];
+    let mut blocks = Vec::new();
+    while !rest.is_empty() {
+        let len = u32::from_le_bytes(rest[..4].try_into().unwrap()) as usize;
+        blocks.push(rest[8..8 + len].to_vec());
+        rest = &rest[8 + len..];
+    }
+    blocks
+}
+
+#[tokio::test]
+async fn the_embedded_chain_is_a_regtest_chain_in_bitcoin_cores_eyes() {
+    let Some(core) = Core::start("the_embedded_chain_is_a_regtest_chain") else { return };
+    let node = core.node();
+    let dir = tempfile::tempdir().unwrap();
+    let options = EmbeddedOptions {
+        tx_count: 40,
+        block_hashes: 2,
+        data_dir: Some(dir.path().to_owned()),
+        ..EmbeddedOptions::default()
+    };
+    let chain = EmbeddedChain::new(options).unwrap();
+    for block in blocks_in(&dir) {
+        is_accepted(&node, &block).await;
+    }
+    for round in 0..60 {
+        let shown = chain.next_template(None).await.unwrap();
+        let block = mine(&shown, round);
+        if round == 0 {
+            refuses_what_is_bad(&chain, &block).await;
+            refuses_what_is_bad(&node, &block).await;
+        }
+        is_accepted(&chain, &block).await;
+        is_accepted(&node, &block).await;
+        let ahead = mine_job(
+            &job(&shown.next.unwrap()),
+            &chain.next_template(None).await.unwrap().prev_hash,
+            round,
+        );
+        is_accepted(&chain, &ahead).await;
+        is_accepted(&node, &ahead).await;
+    }
+    let (ours, cores) = (chain.chain_info().await.unwrap(), node.chain_info().await.unwrap());
+    assert_eq!(ours, cores);
+    assert_eq!(ours.height, 240);
+
+    // Core's own template on that chain is a good block of the embedded chain.
+    let shown = node.next_template(None).await.unwrap();
+    is_accepted(&chain, &mine(&shown, 1)).await;
+}
+
+#[tokio::test]
+async fn the_largest_embedded_block_is_valid() {
+    let Some(core) = Core::start("the_largest_embedded_block_is_valid") else { return };
+    let node = core.node();
+    let dir = tempfile::tempdir().unwrap();
+    let chain = EmbeddedChain::new(EmbeddedOptions {
+        tx_count: job_declarator::limits::EMBEDDED_TRANSACTIONS_MAX,
+        block_hashes: 2,
+        data_dir: Some(dir.path().to_owned()),
+        ..EmbeddedOptions::default()
+    })
+    .unwrap();
+    for block in blocks_in(&dir) {
+        is_accepted(&node, &block).await;
+    }
+    let shown = chain.next_template(None).await.unwrap();
+    let block = mine(&shown, 1);
+    let weight = bitcoin::consensus::deserialize::<Block>(&block).unwrap().weight();
+    assert!(weight.to_wu() > 3_000_000);
+    assert_eq!(node.check_block(&block).await.unwrap(), Ok(()));
+    is_accepted(&node, &block).await;
+}
