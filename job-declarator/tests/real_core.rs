@@ -34,9 +34,7 @@ impl Core {
     /// `None`, and a loud word, without `BITCOIND_EXE`.
     fn start(test: &str) -> Option<Self> {
         let Ok(exe) = std::env::var("BITCOIND_EXE") else {
-            let skipped = format!("\nSKIPPED {test}: BITCOIND_EXE names no bitcoind\n");
-            // Past the test harness, which would swallow it.
-            std::io::stderr().write_all(skipped.as_bytes()).unwrap();
+            say_loudly(&format!("{test}: BITCOIND_EXE names no bitcoind"));
             return None;
         };
         let dir = tempfile::tempdir().unwrap();
@@ -126,6 +124,11 @@ fn spawn(exe: &str, dir: &tempfile::TempDir, port: u16) -> Child {
         .stderr(Stdio::null())
         .spawn()
         .unwrap()
+}
+
+/// Past the test harness, which swallows what a passing test prints.
+fn say_loudly(skipped: &str) {
+    std::io::stderr().write_all(format!("\nSKIPPED {skipped}\n").as_bytes()).unwrap();
 }
 
 async fn ready(node: &RpcNode) -> NodeTemplate {
@@ -263,6 +266,8 @@ async fn bitcoin_core_gives_work_takes_blocks_and_comes_back_from_a_restart() {
     if has_wallet {
         assert_eq!(shown.template.transactions.len(), 30);
         refuses_what_is_bad(&node, &mine(&shown, 1)).await;
+    } else {
+        say_loudly("templates with transactions: this bitcoind has no wallet");
     }
 
     long_poll_sees_a_new_tip(&core, &node, &shown).await;

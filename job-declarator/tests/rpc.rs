@@ -575,6 +575,29 @@ async fn a_long_poll_cut_off_or_without_news_is_followed_by_a_plain_question() {
 }
 
 #[tokio::test]
+async fn a_long_poll_answered_with_what_it_had_is_no_news_and_no_busy_loop() {
+    let (first, second) = two_tips().await;
+    let moved = Arc::new(AtomicBool::new(false));
+    // As Core does while it shuts down: every long-poll ends at once with the same template.
+    let core = core_of_two_tips(first, second, Arc::clone(&moved), || None);
+    let node = node(&core);
+    let shown = node.next_template(None).await.unwrap();
+    let start = Instant::now();
+    let same = node.next_template(Some(&shown.mark)).await.unwrap();
+    assert_eq!(same.mark, shown.mark);
+    assert!(start.elapsed() >= times().refresh);
+    assert_eq!(core.count("getblocktemplate"), 3);
+
+    let waiting = node.next_template(Some(&shown.mark));
+    let mover = async {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        moved.store(true, Ordering::SeqCst);
+    };
+    let (news, ()) = tokio::join!(waiting, mover);
+    assert_eq!(news.unwrap().template.height, 122);
+}
+
+#[tokio::test]
 async fn a_node_that_dies_during_a_long_poll_is_reported_within_a_probe() {
     let (first, _) = two_tips().await;
     let looks = Arc::new(AtomicUsize::new(0));

@@ -295,7 +295,8 @@ impl RpcNode {
         permit: OwnedSemaphorePermit,
         watched: Watched,
     ) -> Result<NodeTemplate, NodeError> {
-        let mut answer = pin!(self.template(Some((permit, watched.long_poll_id))));
+        let place = (permit, watched.long_poll_id.clone());
+        let mut answer = pin!(self.template(Some(place)));
         let answered = loop {
             if let Ok(answered) = timeout(self.times().probe, &mut answer).await {
                 break answered;
@@ -309,11 +310,13 @@ impl RpcNode {
             }
         };
         match answered {
-            // Cut off or out of time, which says little of the node: ask it directly.
+            // No news: cut off, out of time, or a node about to shut down, which answers every
+            // long-poll at once with what it had. Asking again at once would be a busy loop.
             Err(NodeError::Unreachable(why)) => {
                 debug!(%why, "long-poll ended without an answer");
-                self.template(None).await
+                self.wait_by_looking(&watched).await
             }
+            Ok(same) if same.mark == watched.to_mark() => self.wait_by_looking(&watched).await,
             answered => answered,
         }
     }

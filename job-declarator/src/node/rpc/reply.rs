@@ -246,7 +246,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    fn to_mark(&self) -> TemplateMark {
+    pub(super) fn to_mark(&self) -> TemplateMark {
         TemplateMark(format!("{}/{}", self.tip, self.long_poll_id))
     }
 
