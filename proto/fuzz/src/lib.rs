@@ -6,5 +6,8 @@
 
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
+#[path = "../../tests/harness/mining_ops.rs"]
+mod mining_ops;
 
 pub use harness::{coinbase, frame, message, noise};
+pub use mining_ops::mining_ops;
