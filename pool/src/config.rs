@@ -138,6 +138,9 @@ section! {
         /// Seconds from accept until the handshake and SetupConnection are done. Devices give up
         /// after 10 themselves.
         pub handshake_deadline_s: u32 [1..=60] = 10,
+        /// Seconds until a connection must have opened its first channel. Translators open theirs
+        /// when their first miner subscribes, which may take a while.
+        pub first_channel_s: u32 [1..=86_400] = 600,
     }
 }
 

@@ -47,9 +47,6 @@ pub const ACCOUNT_WORKERS_MAX: usize = 1_000;
 pub const HANDSHAKES_AT_ONCE: usize = 64;
 /// Between looks at a client that has sent a part of its first 64 bytes.
 pub const ACT_ONE_PAUSE: Duration = Duration::from_millis(20);
-/// A translator opens its channel when its first miner subscribes, a declarator likewise: that may take
-/// a while, a connection that never does is dead weight.
-pub const FIRST_CHANNEL_WAIT: Duration = Duration::from_secs(600);
 /// A client that has not taken one byte of what it was sent for so long is gone or hostile.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 /// How long a good-bye may take: the last frames are flushed and the peer's close is awaited.

@@ -28,9 +28,7 @@ use tracing::{debug, info};
 use crate::block::BlocksHandle;
 use crate::board::{BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot, RateMeter};
 use crate::credit::CreditHandle;
-use crate::limits::{
-    ACT_ONE_PAUSE, BOARD_EVERY_MS, CLOSE_WAIT, FIRST_CHANNEL_WAIT, WRITE_STALL_MAX,
-};
+use crate::limits::{ACT_ONE_PAUSE, BOARD_EVERY_MS, CLOSE_WAIT, WRITE_STALL_MAX};
 use crate::metrics::{HandshakeFailure, Metrics};
 use crate::templates::Published;
 
@@ -56,6 +54,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// From accept to the answer of SetupConnection.
     pub handshake_deadline: Duration,
+    /// Until a connection must have opened a channel.
+    pub first_channel: Duration,
     /// Handshakes at once; each is a tenth of a millisecond of one core.
     pub handshakes: Semaphore,
     /// How long a connection may take to say good-bye.
@@ -120,7 +120,8 @@ enum End {
 
 /// Serves one connection from handshake to good-bye.
 pub async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, shared: Arc<Shared>) {
-    let greeted = timeout(shared.handshake_deadline, greet(stream, &shared)).await;
+    let greeting = timeout(shared.handshake_deadline, greet(stream, &shared));
+    let Some(greeted) = shared.shutdown.run_until_cancelled(greeting).await else { return };
     let greeting = match greeted.unwrap_or(Err((HandshakeFailure::Deadline, None))) {
         Ok(greeting) => greeting,
         Err((why, detail)) => {
@@ -369,7 +370,7 @@ impl Miner {
                     self.show(now);
                 }
                 let waited = Duration::from_millis(now.mono_ms.saturating_sub(self.opened_ms));
-                if waited > FIRST_CHANNEL_WAIT && self.tally.is_empty() {
+                if waited > self.shared.first_channel && self.tally.is_empty() {
                     return Err(End::NoChannel);
                 }
             }

@@ -168,6 +168,7 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         board: board.clone(),
         metrics: Arc::clone(&metrics),
         handshake_deadline: Duration::from_secs(config.listen.handshake_deadline_s.into()),
+        first_channel: Duration::from_secs(config.listen.first_channel_s.into()),
         handshakes: Semaphore::new(HANDSHAKES_AT_ONCE),
         drain: Duration::from_secs(config.pool.drain_s.into()),
         clock: Clock::start(),

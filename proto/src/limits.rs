@@ -101,8 +101,15 @@ pub const VARDIFF_CHECK_MS: u64 = 5_000;
 pub const DECLARE_RATE_EVERY_MS: u64 = 10_000;
 /// A share on a future job waits this long for the tip that would make it judgeable.
 pub const EARLY_SHARE_WAIT_MS: u64 = 10_000;
-/// The hardest share difficulty, 2^62: sums of it still fit the U64 of SubmitShares.Success.
-pub const DIFFICULTY_LOG2_MAX: i16 = 62;
+/// The hardest share difficulty, 2^57: a batch of it still sums to less than the U64 of
+/// SubmitShares.Success holds.
+pub const DIFFICULTY_LOG2_MAX: i16 = 57;
+/// Channels that a connection may open in its first moment: a proxy brings its whole farm ...
+pub const OPENS_BURST: u64 = CHANNELS_PER_CONNECTION_MAX as u64;
+/// ... and then one in so many milliseconds. Each takes a prefix that is never given out again: at ten a
+/// second a thousand connections need five days for all 2^32, and what is refused then is only new
+/// channels, until a restart.
+pub const OPEN_EVERY_MS: u64 = 100;
 /// Extensions a client may ask for in one RequestExtensions.
 pub const EXTENSIONS_MAX: usize = 64;
 /// Worker name in a 0x0002 TLV.
@@ -135,6 +142,7 @@ pub const MERKLE_PATH_MAX: usize = 20;
 
 const _: () = assert!(ACT_TWO_LEN == 64 + (64 + MAC_LEN) + (CERTIFICATE_LEN + MAC_LEN));
 const _: () = assert!(EXTRANONCE_LEN <= 32);
+const _: () = assert!((CREDIT_BATCH_MAX as u128) << DIFFICULTY_LOG2_MAX < u64::MAX as u128);
 const _: () = assert!(EXTRANONCE_LEN + 1 < SCRIPT_SIG_MAX);
 const _: () = assert!(CREDIT_BATCHES_OPEN_MAX * CREDIT_BATCH_MAX <= SEEN_SHARES_MAX);
 const _: () = assert!(MINING_SERVER_PAYLOAD_MAX <= FRAME_PAYLOAD_MAX);

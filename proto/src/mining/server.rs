@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crate::connection::Violation;
 use crate::extranonce::{Extranonce, ExtranonceAllocator};
 use crate::job::{ActiveTemplate, HeaderFields, Job};
-use crate::limits::{CREDIT_BATCHES_OPEN_MAX, JOB_REFRESH_MS, VARDIFF_CHECK_MS};
+use crate::limits::{CREDIT_BATCHES_OPEN_MAX, JOB_REFRESH_MS, OPENS_BURST, VARDIFF_CHECK_MS};
 use crate::message::{Message, SetCustomMiningJob, SetCustomMiningJobError, Tlvs, setup_flags};
 use crate::mining::batch::Batches;
 use crate::mining::channel::Channel;
@@ -149,6 +149,9 @@ pub struct Server {
     blocks_sent: VecDeque<[u8; 32]>,
     jobs_sent_ms: u64,
     vardiff_checked_ms: u64,
+    /// Opens that the connection may still make, and up to when they are counted.
+    opens_left: u64,
+    opens_counted_ms: u64,
 }
 
 /// The one group of a connection: id 1, so that no channel ever has it (rules P7, P12).
@@ -179,6 +182,8 @@ impl Server {
             blocks_sent: VecDeque::new(),
             jobs_sent_ms: now.mono_ms,
             vardiff_checked_ms: now.mono_ms,
+            opens_left: OPENS_BURST,
+            opens_counted_ms: now.mono_ms,
         }
     }
 

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use proto::connection::Violation;
 use proto::extranonce::ExtranonceAllocator;
 use proto::limits::{
-    CHANNELS_PER_CONNECTION_MAX, EXTRANONCE_LEN, EXTRANONCE_ROLLABLE_LEN, USER_IDENTITY_MAX,
+    CHANNELS_PER_CONNECTION_MAX, EXTRANONCE_LEN, EXTRANONCE_ROLLABLE_LEN, OPEN_EVERY_MS,
+    OPENS_BURST, USER_IDENTITY_MAX,
 };
 use proto::message::{
     CloseChannel, OpenExtendedMiningChannel, OpenStandardMiningChannel, setup_flags,
@@ -341,7 +342,24 @@ fn the_last_channel_opens_and_the_one_after_is_refused() {
     let said = link.open(Kind::Standard, 0.0, ANY_TARGET);
     assert_eq!(only_code(&said), "channel-capacity-exhausted");
     link.close(2);
+    link.pass(OPEN_EVERY_MS);
     link.open_at_floor(Kind::Standard);
+}
+
+#[test]
+fn opening_and_closing_without_end_uses_up_the_connections_own_budget_alone() {
+    let mut link = Link::new(&Chain::new(HARD_NBITS));
+    for _ in 0..OPENS_BURST {
+        let channel = link.open_at_floor(Kind::Standard);
+        link.close(channel);
+    }
+    let said = link.open(Kind::Standard, 0.0, ANY_TARGET);
+    assert_eq!(only_code(&said), "channel-capacity-exhausted");
+    link.pass(2 * OPEN_EVERY_MS);
+    link.open_at_floor(Kind::Standard);
+    link.open_at_floor(Kind::Standard);
+    let said = link.open(Kind::Standard, 0.0, ANY_TARGET);
+    assert_eq!(only_code(&said), "channel-capacity-exhausted");
 }
 
 #[test]

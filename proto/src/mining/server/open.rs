@@ -4,7 +4,7 @@ use super::{Effect, GROUP, Outbox, Server};
 use crate::connection::Violation;
 use crate::limits::{
     CHANNELS_PER_CONNECTION_MAX, DECLARE_RATE_EVERY_MS, DIFFICULTY_LOG2_MAX,
-    EXTRANONCE_ROLLABLE_LEN, USER_IDENTITY_MAX,
+    EXTRANONCE_ROLLABLE_LEN, OPEN_EVERY_MS, OPENS_BURST, USER_IDENTITY_MAX,
 };
 use crate::message::{
     OpenExtendedMiningChannel, OpenExtendedMiningChannelSuccess, OpenMiningChannelError,
@@ -92,7 +92,11 @@ impl Server {
         if self.policy.bad_floats_end_connection && !is_rate(asked.nominal_hash_rate) {
             return Err(Violation::BadFloat("nominal_hash_rate"));
         }
-        match self.channel_for(now, asked) {
+        let opened = match self.may_open(now) {
+            true => self.channel_for(now, asked),
+            false => Err("channel-capacity-exhausted"),
+        };
+        match opened {
             Ok(channel) => {
                 let id = ChannelId(self.next_channel);
                 self.next_channel += 1;
@@ -107,6 +111,16 @@ impl Server {
                 Ok(None)
             }
         }
+    }
+
+    /// Takes one from the connection's budget of opens, which fills up again over time.
+    fn may_open(&mut self, now: Now) -> bool {
+        let refilled = now.mono_ms.saturating_sub(self.opens_counted_ms) / OPEN_EVERY_MS;
+        self.opens_counted_ms += refilled * OPEN_EVERY_MS;
+        self.opens_left = self.opens_left.saturating_add(refilled).min(OPENS_BURST);
+        let may = self.opens_left > 0;
+        self.opens_left = self.opens_left.saturating_sub(1);
+        may
     }
 
     fn channel_for(&self, now: Now, asked: &Asked<'_>) -> Result<Channel, &'static str> {

@@ -120,14 +120,14 @@ impl Server {
                     prev_hash: job.tip.hash,
                     prefix: job.prefix,
                     outcome: verdict.outcome,
-                    block: found_block(job, &channel.owner, &submitted.claim, &verdict),
+                    block: found_block(job, &channel.owner, &submitted, &verdict),
                 };
                 self.settle(now, id, &submitted, judged, out);
             }
             Found::Stale(job) => {
                 // Too late for credit, but a block may still win its race.
                 let verdict = check(job, &submitted.claim, now.unix_s);
-                let block = found_block(job, &channel.owner, &submitted.claim, &verdict);
+                let block = found_block(job, &channel.owner, &submitted, &verdict);
                 self.send_block(block, out);
                 self.refuse(id, sequence_number, Refusal::StaleShare, out);
             }
@@ -324,11 +324,11 @@ fn take_duplicates(receipts: &mut Vec<Receipt>, named: &[[u8; 32]]) -> Vec<Recei
 fn found_block(
     job: &FrozenJob,
     owner: &Owner,
-    claim: &Claim,
+    submitted: &Submitted,
     verdict: &Verdict,
 ) -> Option<Box<FoundBlock>> {
     let header = verdict.header.filter(|_| verdict.is_block)?;
-    let extranonce = match claim.rolled {
+    let extranonce = match submitted.claim.rolled {
         Some(rolled) => job.prefix.followed_by(rolled.as_slice())?,
         None => job.prefix.standard(),
     };
@@ -337,7 +337,7 @@ fn found_block(
         header,
         extranonce,
         job: Arc::clone(&job.job),
-        owner: owner.clone(),
+        owner: owner_with(owner, submitted.worker.as_ref()),
     }))
 }
 

@@ -1,0 +1,259 @@
+//! A found block's way, with a node that can be away: on disk first, offered until somebody has it, taken
+//! up again at the next start, recorded once.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "builders outside a #[test] fail it just as well"
+)]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
+use job_declarator::node::{
+    ChainInfo, Node, NodeError, NodeFuture, NodeTemplate, Submitted, TemplateMark,
+};
+use pool::block::{Blocks, BlocksHandle};
+use pool::metrics::Metrics;
+use pool::store::{BlockRecord, BlockState, Store};
+use proto::extranonce::Extranonce;
+use proto::job::{HeaderFields, Job};
+use proto::limits::EXTRANONCE_LEN;
+use proto::mining::Owner;
+use proto::mining::server::FoundBlock;
+use proto::target::Target;
+use proto::template::Output;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A development chain behind a line that can be cut.
+struct Line {
+    chain: EmbeddedChain,
+    is_cut: AtomicBool,
+    offered: AtomicUsize,
+}
+
+impl Line {
+    fn new(is_cut: bool) -> Arc<Self> {
+        let options = EmbeddedOptions { block_hashes: 2, ..EmbeddedOptions::default() };
+        Arc::new(Self {
+            chain: EmbeddedChain::new(options).unwrap(),
+            is_cut: AtomicBool::new(is_cut),
+            offered: AtomicUsize::new(0),
+        })
+    }
+}
+
+impl Node for Line {
+    fn name(&self) -> String {
+        "a line that can be cut".into()
+    }
+    fn chain_info(&self) -> NodeFuture<'_, ChainInfo> {
+        self.chain.chain_info()
+    }
+    fn next_template<'a>(
+        &'a self,
+        after: Option<&'a TemplateMark>,
+    ) -> NodeFuture<'a, NodeTemplate> {
+        self.chain.next_template(after)
+    }
+    fn submit_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Submitted> {
+        self.offered.fetch_add(1, Ordering::SeqCst);
+        if self.is_cut.load(Ordering::SeqCst) {
+            return Box::pin(async { Err(NodeError::Unreachable("cut".into())) });
+        }
+        self.chain.submit_block(block)
+    }
+    fn check_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Result<(), String>> {
+        self.chain.check_block(block)
+    }
+    fn height_of<'a>(&'a self, hash: &'a [u8; 32]) -> NodeFuture<'a, Option<u32>> {
+        self.chain.height_of(hash)
+    }
+}
+
+/// A block of `alice.rig` on the chain's tip; `salt` makes it another one.
+async fn found(line: &Line, salt: u8) -> FoundBlock {
+    let shown = line.next_template(None).await.unwrap();
+    let output = Output { sats: shown.template.coinbase_value_sats, script: vec![0x51] };
+    let job = Arc::new(Job::new(shown.template, &[output], b"test").unwrap());
+    let extranonce = Extranonce::new(&[salt; EXTRANONCE_LEN]).unwrap();
+    let mut header = HeaderFields {
+        version: job.version(),
+        prev_hash: shown.prev_hash.hash,
+        merkle_root: job.merkle_root(&extranonce),
+        ntime: shown.prev_hash.min_ntime,
+        nbits: shown.prev_hash.nbits,
+        nonce: 0,
+    };
+    while !Target::from_compact(header.nbits).is_met_by(&header.hash()) {
+        header.nonce += 1;
+    }
+    let owner = Owner { account: "alice".into(), worker: "rig".into() };
+    FoundBlock { hash: header.hash(), header, extranonce, job, owner }
+}
+
+struct Pool {
+    handle: BlocksHandle,
+    task: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+fn start(folder: &Path, nodes: &[&Arc<Line>], store: &Store) -> Pool {
+    let nodes = nodes.iter().map(|line| Arc::clone(line) as Arc<dyn Node>).collect();
+    let blocks = Blocks::new(folder, nodes, store.clone(), Arc::new(Metrics::new())).unwrap();
+    let stop = CancellationToken::new();
+    let (handle, task) = blocks.spawn(stop.clone()).unwrap();
+    Pool { handle, task, stop }
+}
+
+impl Pool {
+    async fn stop(self) {
+        self.stop.cancel();
+        drop(self.handle);
+        timeout(PATIENCE, self.task).await.expect("blocks do not stop").unwrap();
+    }
+}
+
+async fn store(folder: &Path) -> Store {
+    Store::open(&format!("sqlite://{}", folder.join("pool.sqlite").display())).await.unwrap()
+}
+
+async fn recorded(store: &Store) -> Vec<BlockRecord> {
+    timeout(PATIENCE, async {
+        loop {
+            let blocks = store.blocks(10).await.unwrap();
+            if !blocks.is_empty() {
+                return blocks;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("the block is not recorded")
+}
+
+fn files(folder: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let blocks = names.filter(|entry| entry.path().extension().is_some_and(|end| end == "block"));
+    blocks.map(|entry| entry.file_name().into_string().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_block_is_whole_on_disk_when_keep_returns_though_no_node_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = Line::new(true);
+    let pool = start(folder.path(), &[&line], &store(folder.path()).await);
+    let block = found(&line, 1).await;
+    let bytes = block.job.block(&block.header, &block.extranonce);
+    pool.handle.keep(block).await;
+    let [name] = &files(&folder.path().join("blocks"))[..] else { panic!("not one file") };
+    assert_eq!(std::fs::read(folder.path().join("blocks").join(name)).unwrap(), bytes);
+    pool.stop().await;
+}
+
+#[tokio::test]
+async fn a_block_is_offered_until_the_node_is_back_p52() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = Line::new(true);
+    let store = store(folder.path()).await;
+    let pool = start(folder.path(), &[&line], &store);
+    let block = found(&line, 1).await;
+    let hash = block.hash;
+    pool.handle.keep(block).await;
+    while line.offered.load(Ordering::SeqCst) < 2 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(store.blocks(10).await.unwrap().is_empty(), "recorded before any node had it");
+    line.is_cut.store(false, Ordering::SeqCst);
+    let blocks = recorded(&store).await;
+    assert_eq!((blocks[0].hash, blocks[0].state), (hash, BlockState::Accepted));
+    assert_eq!(line.chain_info().await.unwrap().tip, hash);
+    pool.stop().await;
+    assert!(files(&folder.path().join("blocks")).is_empty(), "it would be offered again");
+    assert_eq!(files(&folder.path().join("blocks/settled")).len(), 1);
+}
+
+#[tokio::test]
+async fn what_one_run_left_on_disk_the_next_one_offers_and_records() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = Line::new(true);
+    let store = store(folder.path()).await;
+    let pool = start(folder.path(), &[&line], &store);
+    let block = found(&line, 1).await;
+    let hash = block.hash;
+    pool.handle.keep(block).await;
+    pool.stop().await;
+    assert!(store.blocks(10).await.unwrap().is_empty());
+
+    line.is_cut.store(false, Ordering::SeqCst);
+    let pool = start(folder.path(), &[&line], &store);
+    let blocks = recorded(&store).await;
+    assert_eq!((blocks[0].hash, blocks[0].state), (hash, BlockState::Accepted));
+    assert_eq!((&*blocks[0].account, &*blocks[0].worker), ("alice", "rig"));
+    assert_eq!(line.chain_info().await.unwrap().tip, hash);
+    pool.stop().await;
+}
+
+#[tokio::test]
+async fn one_dead_node_does_not_hold_a_block_back_from_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dead, alive) = (Line::new(true), Line::new(false));
+    let store = store(folder.path()).await;
+    let pool = start(folder.path(), &[&dead, &alive], &store);
+    let block = found(&alive, 1).await;
+    let hash = block.hash;
+    pool.handle.keep(block).await;
+    recorded(&store).await;
+    assert_eq!(alive.chain_info().await.unwrap().tip, hash);
+    pool.stop().await;
+}
+
+#[tokio::test]
+async fn a_block_that_comes_second_is_recorded_as_stale() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = Line::new(false);
+    let (first, second) = (found(&line, 1).await, found(&line, 2).await);
+    let other = first.job.block(&first.header, &first.extranonce);
+    assert_eq!(line.submit_block(&other).await.unwrap(), Submitted::Accepted);
+    let store = store(folder.path()).await;
+    let pool = start(folder.path(), &[&line], &store);
+    pool.handle.keep(second).await;
+    assert_eq!(recorded(&store).await[0].state, BlockState::Stale);
+    pool.stop().await;
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_written_does_not_hold_a_block_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = Line::new(false);
+    let store = store(folder.path()).await;
+    let pool = start(folder.path(), &[&line], &store);
+    std::fs::remove_dir_all(folder.path().join("blocks")).unwrap();
+    let block = found(&line, 1).await;
+    let hash = block.hash;
+    pool.handle.keep(block).await;
+    assert_eq!(recorded(&store).await[0].hash, hash);
+    pool.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_block_is_left_alone_and_stops_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let blocks = folder.path().join("blocks");
+    std::fs::create_dir_all(&blocks).unwrap();
+    std::fs::write(blocks.join("7-torn.block"), b"half a blo").unwrap();
+    let line = Line::new(false);
+    let store = store(folder.path()).await;
+    let pool = start(folder.path(), &[&line], &store);
+    pool.handle.keep(found(&line, 1).await).await;
+    recorded(&store).await;
+    pool.stop().await;
+    assert_eq!(std::fs::read(blocks.join("7-torn.unreadable")).unwrap(), b"half a blo");
+}

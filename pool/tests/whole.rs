@@ -1,0 +1,171 @@
+//! A whole pool in this process, and one as a program of its own: what a miner sees of blocks, idleness
+//! and a stop.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "builders outside a #[test] fail it just as well"
+)]
+
+mod session;
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use pool::config::{Config, NodeKind};
+use pool::run::{self, Running};
+use pool::store::{BlockState, Store};
+use proto::message::{Message, Protocol, SetupConnection};
+use proto::mining::client::ChannelKind;
+use proto::wire::Str0255;
+use session::{PATIENCE, Session, link};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+const KINDS: [ChannelKind; 2] =
+    [ChannelKind::Standard, ChannelKind::Extended { min_extranonce_size: 4 }];
+
+fn config(folder: &Path, block_hashes: u64) -> Config {
+    let mut config = Config::default();
+    config.pool.data_dir = folder.to_owned();
+    config.pool.drain_s = 5;
+    config.node.kind = NodeKind::Embedded;
+    config.listen.address = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.http.address = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.difficulty.floor_log2 = -24;
+    config.embedded.block_hashes = block_hashes;
+    config
+}
+
+async fn start(config: &Config) -> Running {
+    run::start(config, &CancellationToken::new()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miners_block_is_in_the_chain_and_the_next_work_builds_on_it_p52() {
+    for kind in KINDS {
+        let folder = tempfile::tempdir().unwrap();
+        // Every share of the floor's 256 hashes is likely a block of 64.
+        let pool = start(&config(folder.path(), 64)).await;
+        let mut session = Session::open(pool.listen, kind, "finder.one").await.unwrap();
+        let first = session.client.work().unwrap();
+        session.mine_acknowledged(3).await;
+        let blocks = pool.store.blocks(10).await.unwrap();
+        let ours = blocks.iter().filter(|block| block.state == BlockState::Accepted);
+        assert!(ours.clone().count() > 0, "no block in the chain: {blocks:?}");
+        assert!(ours.clone().all(|block| (&*block.account, &*block.worker) == ("finder", "one")));
+        for block in ours {
+            assert_eq!(pool.node.height_of(&block.hash).await.unwrap(), Some(block.height));
+        }
+        let moved = async {
+            while session.client.work().unwrap().prev_hash == first.prev_hash {
+                session.hear().await.unwrap();
+            }
+        };
+        timeout(PATIENCE, moved).await.expect("the miner was not told of the new tip");
+        drop(session);
+        pool.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_opens_no_channel_in_time_is_closed_p10() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path(), 1_000_000_000);
+    config.listen.first_channel_s = 1;
+    let pool = start(&config).await;
+    let mut miner = Session::open(pool.listen, KINDS[1], "in.time").await.unwrap();
+    let mut idle = link(pool.listen).await.unwrap();
+    let setup = SetupConnection {
+        protocol: Protocol::Mining as u8,
+        min_version: 2,
+        max_version: 2,
+        flags: 0,
+        endpoint_host: Str0255::default(),
+        endpoint_port: 0,
+        vendor: Str0255::text("idle"),
+        hardware_version: Str0255::default(),
+        firmware: Str0255::default(),
+        device_id: Str0255::default(),
+    };
+    idle.connection().outbound.send(&Message::from(setup));
+    idle.flush().await.unwrap();
+    let closed = async { while idle.fill().await.is_ok_and(|count| count > 0) {} };
+    timeout(PATIENCE, closed).await.expect("an idle connection stays");
+    miner.mine_acknowledged(1).await;
+    drop(miner);
+    pool.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_goes_on_with_what_was_credited() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), 1_000_000_000);
+    let mut credited = 0;
+    for start_number in 1..=3 {
+        let pool = start(&config).await;
+        assert_eq!(pool.store.totals().await.unwrap().shares, credited);
+        let mut session = Session::open(pool.listen, KINDS[1], "same.miner").await.unwrap();
+        session.mine_acknowledged(2).await;
+        credited = pool.store.totals().await.unwrap().shares;
+        assert!(credited >= 2 * start_number);
+        drop(session);
+        pool.stop().await;
+    }
+}
+
+#[test]
+fn sigterm_under_load_ends_in_good_order_and_loses_nothing() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut program = Command::new(env!("CARGO_BIN_EXE_pool"))
+            .arg("run")
+            .env("POOL__POOL__DATA_DIR", folder.path())
+            .env("POOL__NODE__KIND", "embedded")
+            .env("POOL__NODE__NETWORK", "regtest")
+            .env("POOL__LISTEN__ADDRESS", listen.to_string())
+            .env("POOL__HTTP__ADDRESS", "127.0.0.1:0")
+            .env("POOL__DIFFICULTY__FLOOR_LOG2", "-24")
+            .env("POOL__EMBEDDED__BLOCK_HASHES", "1000000000")
+            .env("POOL__LOG__FILTER", "warn")
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut session = timeout(PATIENCE, async {
+            loop {
+                match Session::open(listen, KINDS[1], "term.miner").await {
+                    Ok(session) => return session,
+                    Err(_) => sleep(Duration::from_millis(20)).await,
+                }
+            }
+        })
+        .await
+        .expect("the pool does not start");
+        session.mine_acknowledged(3).await;
+        // Some on their way when the signal comes.
+        for _ in 0..5 {
+            session.mine_one().await.unwrap();
+        }
+        let term = Command::new("kill").args(["-TERM", &program.id().to_string()]).status();
+        assert!(term.unwrap().success());
+        // The acknowledgements of a drain are still read, then the stream ends.
+        while timeout(PATIENCE, session.hear()).await.expect("no end of the stream").is_ok() {}
+        let ended = tokio::task::spawn_blocking(move || program.wait().unwrap()).await.unwrap();
+        assert!(ended.success(), "{ended}");
+
+        let url = format!("sqlite://{}", folder.path().join("pool.sqlite").display());
+        let store = Store::open(&url).await.unwrap();
+        let mut stored = BTreeSet::new();
+        for tip in store.recent_prev_hashes(10).await.unwrap() {
+            stored.extend(store.proofs_of(tip).await.unwrap());
+        }
+        let told: BTreeSet<_> = session.book.acknowledged.iter().copied().collect();
+        assert!(told.is_subset(&stored));
+        assert_eq!(told.len(), stored.len(), "a share was credited and its miner never told");
+    });
+}
