@@ -14,6 +14,7 @@ use bitcoin::{Amount, Block, CompactTarget, ScriptBuf};
 use common::{Grind, commit_to_witnesses, forge, forge_header, job, mine, mine_job};
 use job_declarator::node::embedded::{Clock, EmbeddedChain, EmbeddedError, EmbeddedOptions};
 use job_declarator::node::{Node, NodeTemplate, Submitted};
+use proto::job::JobId;
 use proto::template::{PrevHash, TemplateId};
 
 const NOW: u32 = 1_790_000_000;
@@ -449,4 +450,15 @@ async fn a_block_in_the_file_that_breaks_a_rule_stops_the_start() {
     std::fs::write(&file, bytes).unwrap();
     let refused = EmbeddedChain::new(options());
     assert!(matches!(refused, Err(EmbeddedError::Block { height: 121, .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_block_of_a_numbered_job_is_accepted() {
+    let chain = chain();
+    for number in [1, 2, 70_000, u32::MAX] {
+        let shown = present(&chain).await;
+        let job = Arc::new(job(&shown.template)).numbered(JobId(number));
+        let block = mine_job(&job, &shown.prev_hash, 1);
+        assert_eq!(chain.submit_block(&block).await.unwrap(), Submitted::Accepted, "{number}");
+    }
 }

@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::limits::{BLOCKS_UNDER_WAY_MAX, NODE_RETRY_FIRST, NODE_RETRY_MAX, SETTLED_BLOCKS_KEPT};
 use crate::metrics::Metrics;
-use crate::store::{BlockRecord, BlockState, Store};
+use crate::store::{BlockRecord, BlockState, Store, StoreError};
 use crate::templates::hex_of;
 
 /// Where connections hand in blocks. A clone leads to the same place.
@@ -103,7 +103,12 @@ impl Blocks {
         _place: OwnedSemaphorePermit,
         shutdown: CancellationToken,
     ) {
-        let Some(outcome) = self.offer(&block.bytes, &block.record, &shutdown).await else {
+        // The nodes do not wait for the store, nor the store for a node that is away.
+        let (outcome, _) = tokio::join!(
+            self.offer(&block.bytes, &block.record, &shutdown),
+            self.record(&block.record, &shutdown),
+        );
+        let Some(outcome) = outcome else {
             warn!(hash = %hex_of(&block.record.hash), "block not settled before the stop; kept on disk");
             return;
         };
@@ -127,7 +132,10 @@ impl Blocks {
         self.metrics.block_became(state.as_str());
         block.record.state = state;
         block.record.detail = detail;
-        self.record(&block.record, &shutdown).await;
+        // What the store does not know yet stays on disk for the next start.
+        if !self.record(&block.record, &shutdown).await {
+            return;
+        }
         if let Some(file) = &block.file
             && let Err(error) = move_to_settled(&self.dir, file)
         {
@@ -180,14 +188,29 @@ impl Blocks {
         asked.join_all().await
     }
 
-    /// The store may be away; the block is with the network already, so this waits for it.
-    async fn record(&self, record: &BlockRecord, shutdown: &CancellationToken) {
+    /// Has the store know the block in the state that it is in, however long the store is away. `false`
+    /// if the pool stops before.
+    async fn record(&self, record: &BlockRecord, shutdown: &CancellationToken) -> bool {
         let mut pause = NODE_RETRY_FIRST;
-        while let Err(error) = self.store.record_block(record).await {
+        while let Err(error) = self.try_record(record).await {
             warn!(hash = %hex_of(&record.hash), %error, "block not recorded yet");
             tokio::select! {
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => return false,
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(NODE_RETRY_MAX),
+            }
+        }
+        true
+    }
+
+    async fn try_record(&self, record: &BlockRecord) -> Result<(), StoreError> {
+        self.store.record_block(record).await?;
+        match record.state {
+            BlockState::Found => Ok(()),
+            settled @ (BlockState::Accepted
+            | BlockState::Stale
+            | BlockState::Rejected
+            | BlockState::Confirmed) => {
+                self.store.set_block_state(record.hash, settled, &record.detail).await
             }
         }
     }

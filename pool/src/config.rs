@@ -427,6 +427,16 @@ pub enum ConfigError {
         /// The node's.
         network: bitcoin::Network,
     },
+    /// The node is on another network than the configuration says.
+    #[error("the node {node} is on {found}, the configuration says {expected} (node.network)")]
+    NodeNetwork {
+        /// The node's name.
+        node: String,
+        /// Where it is.
+        found: bitcoin::Network,
+        /// Where it should be.
+        expected: bitcoin::Network,
+    },
     /// An address of another network than the node's.
     #[error("pool.payout_address {address} is for network {of}, but the node is on {network}")]
     WrongNetwork {
@@ -534,6 +544,18 @@ impl Config {
             NodeKind::BitcoinCore => self.node.network.network(),
             NodeKind::Embedded => bitcoin::Network::Regtest,
         }
+    }
+
+    /// Whether a node that is on `found` is one to mine with.
+    ///
+    /// # Errors
+    /// `NodeNetwork`.
+    pub fn check_network(&self, node: &str, found: bitcoin::Network) -> Result<(), ConfigError> {
+        let expected = self.network();
+        if found == expected {
+            return Ok(());
+        }
+        Err(ConfigError::NodeNetwork { node: node.to_owned(), found, expected })
     }
 
     /// How to log in to Bitcoin Core, the password read from its file.

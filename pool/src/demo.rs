@@ -162,6 +162,7 @@ async fn watch(
     let mut known = running.store.totals().await?;
     let mut summed_at = Instant::now();
     let mut told = running.store.blocks(BLOCKS_LOOKED_AT).await?;
+    let mut rejected = false;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
@@ -174,11 +175,16 @@ async fn watch(
             known = totals;
             summed_at = Instant::now();
         }
-        let blocks = running.store.blocks(BLOCKS_LOOKED_AT).await?;
+        let mut blocks = running.store.blocks(BLOCKS_LOOKED_AT).await?;
+        blocks.retain(|block| block.state != BlockState::Found);
         for block in
             blocks.iter().rev().filter(|block| !told.iter().any(|old| old.hash == block.hash))
         {
             screen.block(block, running);
+            rejected |= block.state == BlockState::Rejected;
+        }
+        if rejected {
+            bail!("the development chain refused a block of ours: this is a bug, please report it");
         }
         told = blocks;
         if options.time.is_some_and(|limit| screen.began.elapsed() >= limit) {

@@ -247,7 +247,9 @@ struct Miner {
     tip_at: Instant,
     committed: mpsc::Receiver<Committed>,
     committed_to: mpsc::Sender<Committed>,
+    /// By open channel.
     tally: HashMap<ChannelId, Meter>,
+    opened_any: bool,
     shown_ms: u64,
     opened_ms: u64,
     shared: Arc<Shared>,
@@ -298,6 +300,7 @@ impl Miner {
             committed,
             committed_to,
             tally: HashMap::new(),
+            opened_any: false,
             shown_ms: 0,
             opened_ms: now.mono_ms,
             shared,
@@ -370,7 +373,7 @@ impl Miner {
                     self.show(now);
                 }
                 let waited = Duration::from_millis(now.mono_ms.saturating_sub(self.opened_ms));
-                if waited > self.shared.first_channel && self.tally.is_empty() {
+                if waited > self.shared.first_channel && !self.opened_any {
                     return Err(End::NoChannel);
                 }
             }
@@ -401,11 +404,25 @@ impl Miner {
         Ok(())
     }
 
-    /// Does what the server asked for, in its order: a block is on disk before its share is answered.
+    /// Does what the server asked for. Blocks first of all, whatever stands before them: they are on disk
+    /// before their shares are answered, and no slow store holds them back.
     async fn carry_out(&mut self) -> Result<(), End> {
-        for effect in std::mem::take(&mut self.out.effects) {
+        let effects = std::mem::take(&mut self.out.effects);
+        let mut rest = Vec::with_capacity(effects.len());
+        for effect in effects {
             match effect {
                 Effect::BlockFound(found) => self.shared.blocks.keep(*found).await,
+                other @ (Effect::Credit(_)
+                | Effect::Acknowledged { .. }
+                | Effect::Refused { .. }
+                | Effect::Opened(_)
+                | Effect::OpenRefused(_)
+                | Effect::Closed(..)) => rest.push(other),
+            }
+        }
+        for effect in rest {
+            match effect {
+                Effect::BlockFound(_) => {}
                 Effect::Credit(batch) => {
                     let submitted =
                         self.shared.credit.submit(batch, self.committed_to.clone()).await;
@@ -445,6 +462,7 @@ impl Miner {
                 metrics.channel_opened();
                 let rate = RateMeter::new(seconds);
                 self.tally.insert(channel, Meter { rate, last_share_at: None });
+                self.opened_any = true;
                 self.shown_ms = 0;
                 if let Some(view) = self.server.channels().find(|view| view.id == channel) {
                     info!(
@@ -462,6 +480,7 @@ impl Miner {
                 info!(connection = self.id, peer = %self.peer, why, "channel refused");
             }
             Effect::Closed(channel, owner) => {
+                self.tally.remove(&channel);
                 metrics.channel_closed();
                 info!(connection = self.id, channel = channel.0, account = %owner.account, "channel closed");
             }

@@ -282,14 +282,7 @@ async fn connect_node(
         NodeKind::BitcoinCore => Arc::new(bitcoin_core(config)?),
     };
     let chain = wait_for_chain(&*node, shutdown).await?;
-    if chain.network != config.network() {
-        bail!(
-            "the node {} is on {}, the configuration says {} (node.network)",
-            node.name(),
-            chain.network,
-            config.network()
-        );
-    }
+    config.check_network(&node.name(), chain.network)?;
     Ok((node, chain))
 }
 

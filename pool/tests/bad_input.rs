@@ -11,7 +11,6 @@ mod session;
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use pool::config::{Config, NodeKind};
 use pool::run::{self, Running};
@@ -361,17 +360,25 @@ fn flags_that_are_not_served_are_listed_and_the_link_closes_s6_s8() {
 
 #[test]
 fn one_address_takes_its_share_of_places_and_no_more() {
-    beside_an_honest_miner(|at| async move {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let pool = start(folder.path()).await;
         let mut taken = Vec::new();
         for _ in 0..60 {
-            taken.push(TcpStream::connect(at).await.unwrap());
+            taken.push(TcpStream::connect(pool.listen).await.unwrap());
         }
         // Those beyond the limit are closed at once, the others when their handshake is overdue.
-        for mut stream in taken {
-            let mut nothing = Vec::new();
-            let _ = stream.read_to_end(&mut nothing).await;
+        for stream in &mut taken {
+            let _ = stream.read_to_end(&mut Vec::new()).await;
         }
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        let turned_away = r#"pool_handshake_failures_total{reason="address-full"} 20"#;
+        let rendered = pool.metrics.render();
+        assert!(rendered.contains(turned_away), "{rendered}");
+        let mut newcomer = Session::open(pool.listen, EXTENDED, "new.comer").await.unwrap();
+        newcomer.mine_acknowledged(1).await;
+        drop(newcomer);
+        pool.stop().await;
     });
 }
 

@@ -129,14 +129,14 @@ async fn recorded(store: &Store) -> Vec<BlockRecord> {
     timeout(PATIENCE, async {
         loop {
             let blocks = store.blocks(10).await.unwrap();
-            if !blocks.is_empty() {
+            if blocks.first().is_some_and(|block| block.state != BlockState::Found) {
                 return blocks;
             }
             sleep(Duration::from_millis(20)).await;
         }
     })
     .await
-    .expect("the block is not recorded")
+    .expect("the block is not settled")
 }
 
 fn files(folder: &Path) -> Vec<String> {
@@ -170,7 +170,8 @@ async fn a_block_is_offered_until_the_node_is_back_p52() {
     while line.offered.load(Ordering::SeqCst) < 2 {
         sleep(Duration::from_millis(10)).await;
     }
-    assert!(store.blocks(10).await.unwrap().is_empty(), "recorded before any node had it");
+    let blocks = store.blocks(10).await.unwrap();
+    assert_eq!(blocks[0].state, BlockState::Found, "the store knows of it while the node is away");
     line.is_cut.store(false, Ordering::SeqCst);
     let blocks = recorded(&store).await;
     assert_eq!((blocks[0].hash, blocks[0].state), (hash, BlockState::Accepted));
@@ -190,7 +191,7 @@ async fn what_one_run_left_on_disk_the_next_one_offers_and_records() {
     let hash = block.hash;
     pool.handle.keep(block).await;
     pool.stop().await;
-    assert!(store.blocks(10).await.unwrap().is_empty());
+    assert_eq!(files(&folder.path().join("blocks")).len(), 1);
 
     line.is_cut.store(false, Ordering::SeqCst);
     let pool = start(folder.path(), &[&line], &store);
@@ -256,4 +257,26 @@ async fn a_file_that_is_no_block_is_left_alone_and_stops_nothing() {
     recorded(&store).await;
     pool.stop().await;
     assert_eq!(std::fs::read(blocks.join("7-torn.unreadable")).unwrap(), b"half a blo");
+}
+
+#[tokio::test]
+async fn a_block_that_the_store_did_not_take_stays_on_disk_for_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = Line::new(false);
+    let away = store(folder.path()).await;
+    let pool = start(folder.path(), &[&line], &away);
+    away.close().await;
+    let block = found(&line, 1).await;
+    let hash = block.hash;
+    pool.handle.keep(block).await;
+    while line.chain_info().await.unwrap().tip != hash {
+        sleep(Duration::from_millis(10)).await;
+    }
+    pool.stop().await;
+    assert_eq!(files(&folder.path().join("blocks")).len(), 1, "in no book and on no list");
+
+    let store = store(folder.path()).await;
+    let pool = start(folder.path(), &[&line], &store);
+    assert_eq!(recorded(&store).await[0].state, BlockState::Accepted);
+    pool.stop().await;
 }

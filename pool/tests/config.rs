@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use pool::config::{Config, ConfigError, LogFormat, NodeKind, NodeLogin, Secret};
+use pool::config::{Config, ConfigError, LogFormat, NetworkName, NodeKind, NodeLogin, Secret};
 
 const NO_ENV: [(&str, &str); 0] = [];
 const MAIN_ADDRESS: &str = "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq";
@@ -291,4 +291,15 @@ fn key_files_stand_in_the_data_folder_unless_named() {
     let config = load("[pool]\ndata_dir = \"/d\"\n[keys]\nauthority_file = \"/safe/a\"").unwrap();
     assert_eq!(config.identity_file(), PathBuf::from("/d/identity.txt"));
     assert_eq!(config.authority_file(), PathBuf::from("/safe/a"));
+}
+
+#[test]
+fn a_node_on_another_network_is_refused_and_both_are_named() {
+    let mut config = Config::default();
+    config.node.network = NetworkName::Signet;
+    assert!(config.check_network("node", bitcoin::Network::Signet).is_ok());
+    for other in [bitcoin::Network::Bitcoin, bitcoin::Network::Regtest] {
+        let refused = config.check_network("node", other).unwrap_err().to_string();
+        assert!(refused.contains("signet") && refused.contains(&other.to_string()), "{refused}");
+    }
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use proto::connection::Violation;
 use proto::extranonce::ExtranonceAllocator;
 use proto::limits::{
-    CHANNELS_PER_CONNECTION_MAX, EXTRANONCE_LEN, EXTRANONCE_ROLLABLE_LEN, OPEN_EVERY_MS,
-    OPENS_BURST, USER_IDENTITY_MAX,
+    CHANNELS_PER_CONNECTION_MAX, DIFFICULTY_LOG2_MAX, EXTRANONCE_LEN, EXTRANONCE_ROLLABLE_LEN,
+    OPEN_EVERY_MS, OPENS_BURST, USER_IDENTITY_MAX,
 };
 use proto::message::{
     CloseChannel, OpenExtendedMiningChannel, OpenStandardMiningChannel, setup_flags,
@@ -69,14 +69,14 @@ fn a_kind_that_the_setup_ruled_out_is_refused_p3() {
 fn a_target_limit_is_kept_and_one_beyond_reach_is_refused_p4() {
     for kind in KINDS {
         let mut link = Link::new(&Chain::new(HARD_NBITS));
-        for log2 in [-32, 0, 40, 62] {
+        for log2 in [-32, 0, 40, DIFFICULTY_LOG2_MAX] {
             let said = link.open(kind, 0.0, target_of(log2));
             let Said::Opened { target, .. } = said[0] else { panic!("{said:?}") };
             assert_eq!(target, Difficulty::from_log2(log2).target());
         }
         let mut one = [0; 32];
         one[0] = 1;
-        for beyond in [target_of(63), one, [0; 32]] {
+        for beyond in [target_of(DIFFICULTY_LOG2_MAX + 1), one, [0; 32]] {
             let said = link.open(kind, 0.0, beyond);
             assert_eq!(only_code(&said), "max-target-out-of-range");
         }

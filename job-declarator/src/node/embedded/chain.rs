@@ -341,8 +341,10 @@ fn verify_body(block: &Block) -> Result<(), BlockFault> {
         if transaction.input.is_empty() || transaction.output.is_empty() {
             return Err(BlockFault::EmptyTransaction);
         }
-        let locked = transaction.lock_time.to_consensus_u32() != 0
-            || transaction.input.iter().any(|input| input.sequence.is_relative_lock_time());
+        // BIP68 leaves the coinbase out: its nSequence is the pool's to use.
+        let relative = !transaction.is_coinbase()
+            && transaction.input.iter().any(|input| input.sequence.is_relative_lock_time());
+        let locked = transaction.lock_time.to_consensus_u32() != 0 || relative;
         if locked && transaction.is_lock_time_enabled() {
             return Err(BlockFault::LockTime);
         }
