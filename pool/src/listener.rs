@@ -33,7 +33,7 @@ pub async fn serve(listener: TcpListener, room: Room, shared: Arc<Shared>) {
     loop {
         tokio::select! {
             () = shared.shutdown.cancelled() => break,
-            Some(ended) = tasks.join_next() => inside.left(ended, &shared),
+            Some(ended) = tasks.join_next() => inside.left(ended),
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     if let Err(full) = inside.enter(peer, room) {
@@ -88,7 +88,7 @@ impl Inside {
         Ok(())
     }
 
-    fn left(&mut self, ended: Result<IpAddr, tokio::task::JoinError>, _shared: &Shared) {
+    fn left(&mut self, ended: Result<IpAddr, tokio::task::JoinError>) {
         let Ok(address) = ended else { return };
         self.total = self.total.saturating_sub(1);
         if let Some(count) = self.by_address.get_mut(&address) {

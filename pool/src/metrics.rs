@@ -174,7 +174,7 @@ impl Metrics {
             ),
             share_to_ack: histogram(
                 "pool_share_to_ack_seconds",
-                "From the last byte of a share to its SubmitShares.Success handed to the socket",
+                "From the last byte of a share to its SubmitShares.Success on its way to the socket",
             ),
             tip_to_job: histogram(
                 "pool_tip_to_job_seconds",

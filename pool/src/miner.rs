@@ -367,16 +367,23 @@ impl Miner {
                 // Frames may have been left in the buffer at the bound of open batches.
                 self.take_frames(now)?;
             }
-            Event::Time => {
-                self.server.handle(now, Input::Time, &mut self.out)?;
-                if now.mono_ms >= self.shown_ms.saturating_add(BOARD_EVERY_MS) {
-                    self.show(now);
-                }
-                let waited = Duration::from_millis(now.mono_ms.saturating_sub(self.opened_ms));
-                if waited > self.shared.first_channel && !self.opened_any {
-                    return Err(End::NoChannel);
-                }
-            }
+            Event::Time => {}
+        }
+        self.keep_time(now)
+    }
+
+    /// What is due by now. Asked after every event, not only when nothing else happened: a client that
+    /// never pauses does not stop the clock.
+    fn keep_time(&mut self, now: Now) -> Result<(), End> {
+        if now.mono_ms >= self.server.deadline_ms() {
+            self.server.handle(now, Input::Time, &mut self.out)?;
+        }
+        if now.mono_ms >= self.shown_ms.saturating_add(BOARD_EVERY_MS) {
+            self.show(now);
+        }
+        let waited = Duration::from_millis(now.mono_ms.saturating_sub(self.opened_ms));
+        if waited > self.shared.first_channel && !self.opened_any {
+            return Err(End::NoChannel);
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use pool::config::{Config, NodeKind};
+use pool::keys;
 use pool::run::{self, Running};
 use pool::store::{BlockState, Store};
 use proto::message::{Message, Protocol, SetupConnection};
@@ -98,6 +99,38 @@ async fn a_connection_that_opens_no_channel_in_time_is_closed_p10() {
     miner.mine_acknowledged(1).await;
     drop(miner);
     pool.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_certificate_is_taken_up_and_open_sessions_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), 1_000_000_000);
+    let pool = start(&config).await;
+    let mut session = Session::open(pool.listen, KINDS[1], "before.it").await.unwrap();
+    session.mine_acknowledged(1).await;
+
+    let authority = keys::read_authority(&config.authority_file()).unwrap();
+    let ten_years = keys::make_identity(&authority, None, 3_650, session::unix_s()).unwrap();
+    keys::replace_identity(&config.identity_file(), &ten_years).unwrap();
+    let hangup = Command::new("kill").args(["-HUP", &std::process::id().to_string()]).status();
+    assert!(hangup.unwrap().success());
+    let taken_up = async {
+        while seconds_left(&pool.metrics.render()) < 3_000.0 * 86_400.0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, taken_up).await.expect("the new certificate is not taken up");
+
+    session.mine_acknowledged(1).await;
+    let mut newcomer = Session::open(pool.listen, KINDS[1], "after.it").await.unwrap();
+    newcomer.mine_acknowledged(1).await;
+    drop((session, newcomer));
+    pool.stop().await;
+}
+
+fn seconds_left(metrics: &str) -> f64 {
+    let line = metrics.lines().find(|line| line.starts_with("pool_certificate_seconds_left "));
+    line.map_or(0.0, |line| line.split(' ').nth(1).unwrap().parse().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,7 +90,7 @@ pub struct Frame<'a> {
 
 impl<'a> Frame<'a> {
     /// What the frame says. The channel bit is not looked at: older peers set others, and the number
-    /// alone decides (protocol.md E.0).
+    /// alone decides.
     pub fn message(&self) -> Result<Received<'a>, Violation> {
         let Self { header, payload } = *self;
         Ok(Message::decode(header.extension(), header.msg_type, payload)?)

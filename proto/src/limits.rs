@@ -66,7 +66,7 @@ pub const CHANNELS_PER_CONNECTION_MAX: usize = 1_024;
 /// Bytes of a user identity that we keep (STR0_255 allows 255; Whatsminer overflows above 127).
 pub const USER_IDENTITY_MAX: usize = 128;
 /// Full extranonce of every channel of the pool: one length for all, so that no two channels can shift
-/// a coinbase prefix into the other's extranonce (security.md, P-shift).
+/// a coinbase prefix into the other's extranonce.
 pub const EXTRANONCE_LEN: usize = EXTRANONCE_PREFIX_LEN + EXTRANONCE_ROLLABLE_LEN;
 /// Node id 2, start epoch 2, channel number 4.
 pub const EXTRANONCE_PREFIX_LEN: usize = 8;
@@ -125,7 +125,7 @@ pub const BLOCKS_SENT_MAX: usize = 64;
 /// BIP323: the version bits that a miner may roll.
 pub const VERSION_ROLLING_MASK: u32 = 0x1fff_ffe0;
 /// A share's ntime may run this far ahead of the seconds that passed since its job was sent: devices
-/// whose clock rolls a little fast are not punished (protocol.md E.6, 36).
+/// whose clock rolls a little fast are not punished.
 pub const NTIME_SLACK_S: u32 = 600;
 /// Core refuses a block 7,200 s ahead of its clock; 200 s are left for clocks that differ.
 pub const NTIME_AHEAD_MAX_S: u32 = 7_000;

@@ -732,7 +732,7 @@ impl<'a> Tlvs<'a> {
 
     /// The field `field` of `extension`, if it stands here. Integers are little-endian; a peer that
     /// copied the spec's printed example sends them big-endian, which is accepted where the
-    /// little-endian reading finds nothing (protocol.md E.1, 1).
+    /// little-endian reading finds nothing.
     ///
     /// Bytes that are no TLV at all mean that nothing is found: rule G16 ignores what was not negotiated.
     #[must_use]

@@ -60,7 +60,7 @@ pub struct Claim {
     pub rolled: Option<Extranonce>,
 }
 
-/// Why a share is refused; each is a code that the miner reads (protocol.md D.10).
+/// Why a share is refused; each is a code that the miner reads (`RULES.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Refusal {
     /// No such channel, or one of the other kind.

@@ -2,7 +2,7 @@
 //! hash rate becomes a power of two of difficulty, and work is a count of expected hashes (`U256`).
 //! Called by `job`, `share`, `vardiff` and `mining`; knows nothing of channels.
 //!
-//! Power-of-two difficulties only: the one kind that every firmware computes exactly (devices.md).
+//! Power-of-two difficulties only: the one kind that every firmware computes exactly.
 
 use ruint::aliases::U256;
 

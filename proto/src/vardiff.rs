@@ -38,7 +38,7 @@ pub struct VardiffPolicy {
     pub shares_per_minute: f64,
     /// No channel is given anything easier, whatever its client asks.
     pub floor: Difficulty,
-    /// No channel is given anything harder unless its client asks: the network's difficulty at most.
+    /// No channel is given anything harder.
     pub ceiling: Difficulty,
 }
 
@@ -116,8 +116,8 @@ impl Vardiff {
         self.current
     }
 
-    /// A share of real work came, judged at the `difficulty` of its job; stale and duplicate ones are
-    /// evidence too. Invalid ones are not: they would let a client raise its difficulty for nothing.
+    /// An accepted share came, of a job of this `difficulty`. Refused ones are no evidence: they would
+    /// let a client steer its difficulty with work that it is not credited for.
     pub fn share(&mut self, now_ms: u64, difficulty: Difficulty) {
         self.advance(now_ms);
         // A share of an older, easier job is that much less of a share now. One of a harder job

@@ -19,6 +19,7 @@ use proto::limits::{
     MINING_CLIENT_PAYLOAD_MAX, OUTBOUND_PENDING_MAX, READ_MAX, SETUP_PAYLOAD_MAX,
 };
 use proto::message::*;
+use proto::share::Refusal;
 use proto::wire::{B032, Seq064KU16, Str0255, WireError};
 
 // ---- builders ----
@@ -206,11 +207,12 @@ fn an_error_code_nobody_knows_is_read_like_any_other_g10() {
 
 #[test]
 fn our_error_codes_are_printable_ascii_g11() {
-    for code in [
+    let setup = [
         setup_error::UNSUPPORTED_FEATURE_FLAGS,
         setup_error::UNSUPPORTED_PROTOCOL,
         setup_error::PROTOCOL_VERSION_MISMATCH,
-    ] {
+    ];
+    for code in setup.into_iter().chain(Refusal::ALL.map(Refusal::code)) {
         assert!(!code.is_empty() && code.bytes().all(|byte| byte.is_ascii_graphic()), "{code}");
     }
 }

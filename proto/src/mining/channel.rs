@@ -152,7 +152,7 @@ impl Channel {
     }
 
     /// Whole difficulty since the last call; the fraction stays for the next, so that over time no
-    /// share below difficulty 1 is lost from the sum (protocol.md E.1, 7).
+    /// share below difficulty 1 is lost from the sum.
     pub(super) fn take_sum(&mut self) -> u64 {
         let whole: U256 = self.sum_remainder >> 32;
         self.sum_remainder -= whole << 32;

@@ -34,7 +34,7 @@ pub use said::{JobBody, Said, decode};
 
 /// Unix seconds at which every link starts.
 pub const START_S: u32 = 1_790_000_000;
-/// What firmware declares of itself whatever it is (devices.md).
+/// What firmware declares of itself whatever it is.
 pub const DECLARED_RATE: f32 = 1e12;
 /// "Any target will do."
 pub const ANY_TARGET: [u8; 32] = [0xff; 32];

@@ -3,7 +3,7 @@
 //!
 //! The order is the product: SetNewPrevHash first on a new tip (its job was sent ahead), then the
 //! fuller job, then the next job ahead. No two jobs of a channel share a header: devices start their
-//! search over with each job and would find the same shares again (devices.md), and a hash that two
+//! search over with each job and would find the same shares again, and a hash that two
 //! jobs could claim would be paid by the better of them (`Job::numbered`).
 
 use std::sync::Arc;
