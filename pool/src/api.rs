@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::board::{BoardHandle, ConnectionSnapshot, HashRates};
+use crate::limits::NODE_SIGN_OF_LIFE_EVERY;
 use crate::limits::{
     BLOCK_ROWS_MAX, CONNECTION_ROWS_MAX, NODE_SILENCE_MAX, PAGE_TIME_MAX, PAGES_MAX,
     WORKER_ROWS_MAX,
@@ -302,6 +303,7 @@ async fn ready_page(State(sources): Shared) -> impl IntoResponse {
         }
         Some(_) => Ok(()),
     };
+    let quiet = silence.filter(|silence| *silence > NODE_SIGN_OF_LIFE_EVERY + PAGE_TIME_MAX);
     // Short of the whole second, so that a store that hangs is named and not only "too long".
     let store = match timeout(PAGE_TIME_MAX * 3 / 4, sources.store.ping()).await {
         Ok(Ok(())) => Ok(()),
@@ -313,8 +315,12 @@ async fn ready_page(State(sources): Shared) -> impl IntoResponse {
     };
     let ready = node.is_ok() && store.is_ok();
     let word = |state: Result<(), String>| state.err().unwrap_or_else(|| "ok".to_owned());
+    let node = match quiet {
+        Some(silence) if node.is_ok() => format!("no answer for {} s", silence.as_secs()),
+        _ => word(node),
+    };
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(ReadyPage { ready, node: word(node), store: word(store) }))
+    (status, Json(ReadyPage { ready, node, store: word(store) }))
 }
 
 async fn pool_page(State(sources): Shared) -> Result<Response, Problem> {

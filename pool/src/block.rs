@@ -105,11 +105,18 @@ impl Blocks {
     ) {
         // The nodes do not wait for the store, nor the store for a node that is away.
         let (outcome, _) = tokio::join!(
-            self.offer(&block.bytes, &block.record, &shutdown),
+            self.offer(&block.bytes, &block.record, &mut block.file, &shutdown),
             self.record(&block.record, &shutdown),
         );
         let Some(outcome) = outcome else {
-            warn!(hash = %hex_of(&block.record.hash), "block not settled before the stop; kept on disk");
+            let hash = hex_of(&block.record.hash);
+            match &block.file {
+                Some(_) => warn!(%hash, "block not settled before the stop; kept on disk"),
+                // The log is the last place left.
+                None => {
+                    error!(%hash, block = hex::encode(&block.bytes), "block neither settled nor on disk: submit it by hand")
+                }
+            }
             return;
         };
         let (state, detail) = match outcome {
@@ -149,6 +156,7 @@ impl Blocks {
         &self,
         bytes: &[u8],
         record: &BlockRecord,
+        file: &mut Option<PathBuf>,
         shutdown: &CancellationToken,
     ) -> Option<Submitted> {
         let mut pause = NODE_RETRY_FIRST;
@@ -166,6 +174,11 @@ impl Blocks {
                         warn!(node, hash = %hex_of(&record.hash), %error, "block not taken yet");
                     }
                 }
+            }
+            // A disk that was full or read-only may have room by now. Blocking here holds back nothing
+            // but this block's next round.
+            if file.is_none() {
+                *file = write_durably(&self.dir, &file_name(record), bytes).ok();
             }
             // One node's refusal counts only when no other may still take the block.
             if refused.is_some() && !silent {
@@ -256,7 +269,7 @@ impl BlocksHandle {
             }
         }
         if self.queue.send(Kept { record, bytes, file }).await.is_err() {
-            warn!("block kept on disk for the next start: the pool is stopping");
+            warn!("the pool is stopping: the block is offered again at the next start");
         }
     }
 }

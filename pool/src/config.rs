@@ -422,13 +422,13 @@ pub enum ConfigError {
         high: i64,
     },
     /// Mining for real needs to know whom to pay.
-    #[error("pool.payout_address is missing: a Bitcoin address on network {network}")]
+    #[error("pool.payout_address is missing: a Bitcoin address on network {}", network.to_core_arg())]
     NoPayoutAddress {
         /// The node's.
         network: bitcoin::Network,
     },
     /// The node is on another network than the configuration says.
-    #[error("the node {node} is on {found}, the configuration says {expected} (node.network)")]
+    #[error("the node {node} is on {}, the configuration says {} (node.network)", found.to_core_arg(), expected.to_core_arg())]
     NodeNetwork {
         /// The node's name.
         node: String,
@@ -438,7 +438,7 @@ pub enum ConfigError {
         expected: bitcoin::Network,
     },
     /// An address of another network than the node's.
-    #[error("pool.payout_address {address} is for network {of}, but the node is on {network}")]
+    #[error("pool.payout_address {address} is for network {of}, but the node is on {}", network.to_core_arg())]
     WrongNetwork {
         /// As configured.
         address: String,
@@ -447,6 +447,14 @@ pub enum ConfigError {
         /// The node's.
         network: bitcoin::Network,
     },
+}
+
+/// `~/` at the front is the user's home, as a shell would have it.
+fn at_home(path: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), std::env::var_os("HOME")) {
+        (Ok(rest), Some(home)) => Path::new(&home).join(rest),
+        _ => path.to_owned(),
+    }
 }
 
 fn did_you_mean(nearest: &Option<String>) -> String {
@@ -572,7 +580,7 @@ impl Config {
             return Err(ConfigError::Value { key: "node".into(), why: why.into() });
         }
         if by_cookie {
-            return Ok(NodeLogin::Cookie(node.cookie_file.clone()));
+            return Ok(NodeLogin::Cookie(at_home(&node.cookie_file)));
         }
         let password =
             if by_file { first_line(&node.password_file)? } else { node.password.clone() };

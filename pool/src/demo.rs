@@ -4,8 +4,9 @@
 //!
 //! Must never touch a real network's coins: the chain is regtest, made and checked in this process.
 
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,8 +68,13 @@ pub async fn demo(options: DemoOptions, shutdown: CancellationToken) -> Result<D
         None => Some(temporary_folder()?),
     };
     let data_dir = options.data_dir.clone().or_else(|| temporary.as_ref().map(|dir| dir.0.clone()));
-    let config = config_of(&options, data_dir.context("a data folder")?);
-    let running = run::start(&config, &shutdown).await?;
+    let config = config_of(&options, data_dir.context("a data folder")?)?;
+    // The pool's own stop comes after the miner's, so that Ctrl-C ends both in order.
+    let pool_stop = CancellationToken::new();
+    let running = tokio::select! {
+        running = run::start(&config, &pool_stop) => running?,
+        () = shutdown.cancelled() => bail!("stopped before the pool was ready"),
+    };
     let screen = Screen { quiet: options.json, began };
     screen.welcome(&running, &options, &config);
 
@@ -103,28 +109,45 @@ pub async fn demo(options: DemoOptions, shutdown: CancellationToken) -> Result<D
             .map(|at| at.saturating_duration_since(began.into_std()).as_secs_f64()),
     };
     if options.json {
-        println!("{}", serde_json::to_string(&result).context("writing the result")?);
+        let json = serde_json::to_string(&result).context("writing the result")?;
+        writeln!(std::io::stdout(), "{json}").context("writing the result")?;
     } else {
         screen.farewell(&result);
     }
     if options.time.is_some() && (result.shares_acknowledged == 0 || result.blocks_accepted == 0) {
-        bail!("no share or no block was accepted in the time given");
+        let why = if options.miner { "" } else { ": no device mined a block" };
+        bail!("no share or no block was accepted in the time given{why}");
     }
     Ok(result)
 }
 
-fn config_of(options: &DemoOptions, data_dir: PathBuf) -> Config {
+fn config_of(options: &DemoOptions, data_dir: PathBuf) -> Result<Config> {
     let mut config = Config::default();
     config.pool.data_dir = data_dir;
     config.pool.drain_s = 2;
     config.node.kind = NodeKind::Embedded;
-    config.embedded.block_hashes = block_hashes(measured_hash_rate());
+    config.embedded.block_hashes = chains_block_hashes(&config.pool.data_dir)?;
     config.embedded.tx_count = options.tx_count;
     config.listen.address = options.listen;
     config.http.address = options.http;
     config.difficulty.floor_log2 = FLOOR_LOG2;
     config.difficulty.shares_per_minute = SHARES_PER_MINUTE;
-    config
+    Ok(config)
+}
+
+/// How hard a block of this folder's chain is: as its first demo measured it, so that a later one goes on
+/// with the chain however fast the machine is then.
+fn chains_block_hashes(data_dir: &Path) -> Result<u64> {
+    let note = data_dir.join("demo-block-hashes");
+    if let Ok(text) = std::fs::read_to_string(&note) {
+        let known = text.trim().parse();
+        return known.with_context(|| format!("{} holds no number", note.display()));
+    }
+    let measured = block_hashes(measured_hash_rate());
+    std::fs::create_dir_all(data_dir)
+        .and_then(|()| std::fs::write(&note, format!("{measured}\n")))
+        .with_context(|| format!("writing {}", note.display()))?;
+    Ok(measured)
 }
 
 /// What makes a block take `BLOCK_S` at this rate, as a power of two; bounded so that neither a wrong
@@ -205,7 +228,8 @@ struct Screen {
 impl Screen {
     fn say(&self, line: &str) {
         if !self.quiet {
-            println!("{line}");
+            // Whoever read has gone (`| head`): the demo goes on without a reader.
+            let _ = writeln!(std::io::stdout(), "{line}");
         }
     }
 
@@ -243,11 +267,12 @@ impl Screen {
             || approximate(now.work - before.work) / over.as_secs_f64().max(0.25),
             |report| report.status().hashes_per_s as f64,
         );
-        self.timed(&format!(
-            "{shares:>4} shares acknowledged, {} in all; hash rate {}",
-            now.shares,
-            rate_for_people(rate)
-        ));
+        // Nothing is known of the rate when the first share comes.
+        let rate = match rate > 0.0 {
+            true => format!("; hash rate {}", rate_for_people(rate)),
+            false => String::new(),
+        };
+        self.timed(&format!("{shares:>4} shares acknowledged, {} in all{rate}", now.shares));
     }
 
     fn block(&self, block: &BlockRecord, running: &Running) {

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 // ---- credit ----
 
-/// Batches that wait for the ledger. At 64 shares of 80 bytes each this is 21 MB; at the bound a
-/// connection waits with its batch and does not read its socket.
-pub const CREDIT_QUEUE_MAX: usize = 4_096;
+/// Batches that wait for the ledger: the eight that a connection may have open, for 16,000 connections,
+/// so that none waits with a block behind its shares while the store is away. Places are made as they
+/// are needed.
+pub const CREDIT_QUEUE_MAX: usize = 131_072;
 /// Batches that one transaction takes: 32,768 shares, 2 MB of proofs. More would make every miner in it
 /// wait longer and save nothing.
 pub const CREDIT_COMMIT_BATCHES_MAX: usize = 512;
@@ -51,6 +52,8 @@ pub const ACT_ONE_PAUSE: Duration = Duration::from_millis(20);
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 /// How long a good-bye may take: the last frames are flushed and the peer's close is awaited.
 pub const CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// Open files that are not connections: the store, keys, the node, pages, and blocks being written.
+pub const FILES_RESERVED: u64 = 128;
 /// Pause after a failed accept (out of file descriptors): others end in the meantime.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often a connection shows itself to the API.
@@ -62,6 +65,10 @@ pub const BOARD_EVERY_MS: u64 = 5_000;
 pub const NODE_RETRY_FIRST: Duration = Duration::from_millis(250);
 /// ... up to this: a node that comes back is mined on again within seconds.
 pub const NODE_RETRY_MAX: Duration = Duration::from_secs(5);
+/// While the pool waits for a node at start it says so this often.
+pub const NODE_WAIT_SAID_EVERY: Duration = Duration::from_secs(60);
+/// Complaints about clients that cannot get in: one line in this time, however many knock.
+pub const COMPLAIN_EVERY_MS: u64 = 10_000;
 /// A node that has nothing new is asked whether it lives this often; the API calls the pool not ready
 /// after a minute of silence.
 pub const NODE_SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(20);

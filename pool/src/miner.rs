@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proto::connection::{Connection, Setup, SetupMachine, SetupPolicy, SetupStep, Violation};
@@ -23,12 +24,14 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::block::BlocksHandle;
 use crate::board::{BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot, RateMeter};
 use crate::credit::CreditHandle;
-use crate::limits::{ACT_ONE_PAUSE, BOARD_EVERY_MS, CLOSE_WAIT, WRITE_STALL_MAX};
+use crate::limits::{
+    ACT_ONE_PAUSE, BOARD_EVERY_MS, CLOSE_WAIT, COMPLAIN_EVERY_MS, WRITE_STALL_MAX,
+};
 use crate::metrics::{HandshakeFailure, Metrics};
 use crate::templates::Published;
 
@@ -60,10 +63,39 @@ pub struct Shared {
     pub handshakes: Semaphore,
     /// How long a connection may take to say good-bye.
     pub drain: Duration,
+    /// When the next complaint about clients may be written, mono ms.
+    pub complain_at_ms: AtomicU64,
     /// Time.
     pub clock: Clock,
     /// The pool is stopping.
     pub shutdown: CancellationToken,
+}
+
+impl Shared {
+    /// One line now and then for clients that cannot get in: a mistyped key or the wrong protocol is
+    /// something that the person beside the device wants to know.
+    fn complain(&self, peer: SocketAddr, why: HandshakeFailure, detail: Option<&str>) {
+        let wrong = match why {
+            HandshakeFailure::Noise | HandshakeFailure::Setup | HandshakeFailure::Closed => true,
+            // A bare connect and close is how devices look whether their first pool is back.
+            HandshakeFailure::Probe
+            | HandshakeFailure::Deadline
+            | HandshakeFailure::Full
+            | HandshakeFailure::AddressFull => false,
+        };
+        let now = self.clock.now().mono_ms;
+        let due = self.complain_at_ms.load(Ordering::Relaxed);
+        let (next, order) = (now + COMPLAIN_EVERY_MS, Ordering::Relaxed);
+        let ours =
+            now >= due && self.complain_at_ms.compare_exchange(due, next, order, order).is_ok();
+        if wrong && ours {
+            let detail =
+                detail.unwrap_or("it left before it was set up: is its authority key right?");
+            warn!(%peer, why = detail, "a client could not get in");
+        } else {
+            debug!(%peer, why = why.as_str(), detail, "no session");
+        }
+    }
 }
 
 /// The clock that machines are told.
@@ -126,8 +158,7 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, shared: Arc<Sha
         Ok(greeting) => greeting,
         Err((why, detail)) => {
             shared.metrics.handshake_failed(why);
-            // A bare connect and close is how devices probe for their first pool.
-            debug!(%peer, why = why.as_str(), detail, "no session");
+            shared.complain(peer, why, detail.as_deref());
             return;
         }
     };
@@ -208,6 +239,11 @@ async fn await_act_one(stream: &TcpStream) -> Result<(), NotGreeted> {
     loop {
         match stream.peek(&mut act_one).await {
             Ok(0) => return Err((HandshakeFailure::Probe, None)),
+            // What a Stratum V1 client says first. No key of 64 random bytes begins so.
+            Ok(_) if act_one.starts_with(br#"{"id":"#) || act_one.starts_with(br#"{"method"#) => {
+                let why = "it speaks Stratum V1: choose Stratum V2 in its settings";
+                return Err((HandshakeFailure::Noise, Some(why.to_owned())));
+            }
             Ok(ACT_ONE_LEN) => return Ok(()),
             // The rest of 64 bytes is a moment behind, or never comes; the deadline is the caller's.
             Ok(_) => sleep(ACT_ONE_PAUSE).await,
@@ -484,12 +520,13 @@ impl Miner {
                 }
             }
             Effect::OpenRefused(why) => {
-                info!(connection = self.id, peer = %self.peer, why, "channel refused");
+                // At debug: a client may ask as often as it likes.
+                debug!(connection = self.id, peer = %self.peer, why, "channel refused");
             }
             Effect::Closed(channel, owner) => {
                 self.tally.remove(&channel);
                 metrics.channel_closed();
-                info!(connection = self.id, channel = channel.0, account = %owner.account, "channel closed");
+                debug!(connection = self.id, channel = channel.0, account = %owner.account, "channel closed");
             }
             Effect::BlockFound(_) | Effect::Credit(_) => {}
         }
@@ -503,7 +540,15 @@ impl Miner {
         if outbound.pending().is_empty() {
             return Ok(());
         }
-        match timeout(WRITE_STALL_MAX, self.link.flush()).await {
+        let stop = async {
+            self.shared.shutdown.cancelled().await;
+            sleep(self.shared.drain).await;
+        };
+        let flushed = tokio::select! {
+            flushed = timeout(WRITE_STALL_MAX, self.link.flush()) => flushed,
+            () = stop => return Err(End::Stopping),
+        };
+        match flushed {
             Ok(flushed) => Ok(flushed?),
             Err(_) => {
                 self.shared.metrics.outbox_dropped();

@@ -5,9 +5,12 @@
 //! node's first template and the blocks of an earlier run are in hand. Stopping: miners first, then the
 //! ledger that their last batches need, then the rest.
 
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -23,6 +26,7 @@ use proto::target::Difficulty;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -32,7 +36,10 @@ use crate::board::{BoardHandle, board};
 use crate::config::{Config, NodeKind, NodeLogin};
 use crate::credit::Credit;
 use crate::keys::{IdentityWatch, KeyFiles};
-use crate::limits::{HANDSHAKES_AT_ONCE, NODE_RETRY_FIRST, NODE_RETRY_MAX};
+use crate::limits::{
+    CLOSE_WAIT, FILES_RESERVED, HANDSHAKES_AT_ONCE, NODE_RETRY_FIRST, NODE_RETRY_MAX,
+    NODE_WAIT_SAID_EVERY,
+};
 use crate::listener::{self, Room};
 use crate::metrics::Metrics;
 use crate::miner::{Clock, Shared, unix_s};
@@ -55,6 +62,8 @@ pub struct Running {
     pub http: SocketAddr,
     /// Keys, blocks, and the SQLite file if there is one.
     pub data_dir: PathBuf,
+    /// No other pool uses the folder while this is open.
+    _data_dir_lock: File,
     /// What miners pin.
     pub authority: AuthorityPublicKey,
     /// What is mined.
@@ -67,6 +76,7 @@ pub struct Running {
     pub metrics: Arc<Metrics>,
     /// The node that templates come from.
     pub node: Arc<dyn Node>,
+    drain: Duration,
     door: JoinHandle<()>,
     ledger: JoinHandle<()>,
     blocks: JoinHandle<()>,
@@ -78,7 +88,14 @@ pub struct Running {
 /// Runs until SIGTERM or Ctrl-C, then drains.
 pub async fn run(config: Config) -> Result<()> {
     let shutdown = cancelled_by_signal();
-    let running = start(&config, &shutdown).await?;
+    let running = match start(&config, &shutdown).await {
+        Ok(running) => running,
+        Err(_) if shutdown.is_cancelled() => {
+            info!("stopped before the pool was ready");
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
     info!(
         listen = %running.listen,
         http = %running.http,
@@ -88,7 +105,7 @@ pub async fn run(config: Config) -> Result<()> {
     shutdown.cancelled().await;
     // A second signal does not wait.
     tokio::select! {
-        () = running.stop() => info!("stopped; every accepted share is committed"),
+        () = running.stop() => info!("stopped"),
         () = wait_for_signal() => warn!("stopped at once on a second signal"),
     }
     Ok(())
@@ -113,8 +130,14 @@ pub fn cancelled_by_signal() -> CancellationToken {
     reason = "the order of a start is one story, cut where a name helps"
 )]
 pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Running> {
+    // What can be known to be wrong before anything is made or waited for.
+    config.payout_script(config.network())?;
+    if config.node.kind == NodeKind::BitcoinCore {
+        config.node_login()?;
+    }
+    raise_file_limit(config.listen.max_connections);
     let metrics = Arc::new(Metrics::new());
-    let data_dir = make_data_dir(config)?;
+    let (data_dir, data_dir_lock) = take_data_dir(config)?;
 
     let rest_stop = CancellationToken::new();
     let (authority, identity) = load_keys(config, &metrics, &rest_stop)?;
@@ -171,6 +194,7 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         first_channel: Duration::from_secs(config.listen.first_channel_s.into()),
         handshakes: Semaphore::new(HANDSHAKES_AT_ONCE),
         drain: Duration::from_secs(config.pool.drain_s.into()),
+        complain_at_ms: AtomicU64::new(0),
         clock: Clock::start(),
         shutdown: miners_stop.clone(),
     };
@@ -179,12 +203,14 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         listen,
         http,
         data_dir: data_dir.to_owned(),
+        _data_dir_lock: data_dir_lock,
         authority,
         templates: feed.templates,
         store,
         board,
         metrics,
         node,
+        drain: Duration::from_secs(config.pool.drain_s.into()),
         door,
         ledger,
         blocks: blocks_task,
@@ -199,7 +225,13 @@ impl Running {
     /// settled or on disk.
     pub async fn stop(self) {
         self.miners_stop.cancel();
-        ended("listener", self.door.await);
+        // Connections may wait for a ledger or a node that only the second stop frees.
+        match tokio::time::timeout(self.drain + CLOSE_WAIT, self.door).await {
+            Ok(how) => ended("listener", how),
+            Err(_) => {
+                warn!("some connections did not end in time; their last shares are not credited")
+            }
+        }
         self.rest_stop.cancel();
         ended("ledger", self.ledger.await);
         ended("blocks", self.blocks.await);
@@ -214,11 +246,26 @@ fn ended(task: &str, how: Result<(), tokio::task::JoinError>) {
     }
 }
 
-fn make_data_dir(config: &Config) -> Result<&Path> {
+/// Makes the data folder and locks it: two pools on one folder would be two owners of the same keys,
+/// blocks and credit.
+fn take_data_dir(config: &Config) -> Result<(&Path, File)> {
     let data_dir = &config.pool.data_dir;
-    std::fs::create_dir_all(data_dir)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data_dir)
         .with_context(|| format!("making the data folder {}", data_dir.display()))?;
-    Ok(data_dir)
+    let path = data_dir.join("lock");
+    let lock = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok((data_dir, lock)),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another pool uses the data folder {} (pool.data_dir)", data_dir.display())
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("locking {}", path.display()))
+        }
+    }
 }
 
 async fn serve_pages(
@@ -247,6 +294,23 @@ fn room(config: &Config) -> Room {
     }
 }
 
+/// Every connection is a file to the system, and a found block needs one at any time: asks for all that
+/// the system gives and says so if it is less than the configuration promises.
+fn raise_file_limit(connections_max: u32) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        warn!(%error, "the limit on open files stays as it is");
+    }
+    let wanted = u64::from(connections_max) + FILES_RESERVED;
+    if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|limit| *limit < wanted) {
+        warn!(
+            limit,
+            wanted, "fewer open files than listen.max_connections needs: raise `ulimit -n`"
+        );
+    }
+}
+
 fn facts(config: &Config, authority: &AuthorityPublicKey, listen: SocketAddr) -> Facts {
     Facts {
         version: env!("CARGO_PKG_VERSION"),
@@ -266,6 +330,7 @@ fn load_keys(
     let files = KeyFiles::of(config);
     let identity = files.load_or_make(unix_s()).context("the pool's keys")?;
     let authority = identity.authority;
+    info!(authority_key = %authority, "miners know this pool by its authority key");
     let watched = IdentityWatch::new(files, identity, Arc::clone(metrics));
     let identity = watched.subscribe();
     tokio::spawn(watched.run(stop.clone()).context("catching SIGHUP")?);
@@ -311,16 +376,21 @@ fn bitcoin_core(config: &Config) -> Result<RpcNode> {
 /// Where the node stands, waiting for one that is starting or catching up.
 async fn wait_for_chain(node: &dyn Node, shutdown: &CancellationToken) -> Result<ChainInfo> {
     let mut pause = NODE_RETRY_FIRST;
-    let mut said = false;
+    let mut said: Option<(String, Instant)> = None;
     loop {
         let why = match node.chain_info().await {
             Ok(chain) if !chain.initial_block_download => return Ok(chain),
             Ok(chain) => format!("catching up, at height {}", chain.height),
             Err(error) => error.to_string(),
         };
-        if !said {
+        // A day of catching up should be seen to go on, and a new reason at once.
+        let again = said.as_ref().is_none_or(|(last, at)| {
+            let other_reason = last.split(',').next() != why.split(',').next();
+            other_reason || at.elapsed() >= NODE_WAIT_SAID_EVERY
+        });
+        if again {
             warn!(node = node.name(), why, "waiting for the node");
-            said = true;
+            said = Some((why.clone(), Instant::now()));
         }
         tokio::select! {
             () = shutdown.cancelled() => bail!("stopped while waiting for the node: {why}"),

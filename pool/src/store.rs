@@ -18,7 +18,8 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{
-    ConnectOptions, Connection, PgConnection, QueryBuilder, SqlSafeStr, Sqlite, SqlitePool,
+    ConnectOptions, Connection, PgConnection, QueryBuilder, SqlSafeStr, Sqlite, SqliteConnection,
+    SqlitePool,
 };
 use thiserror::Error;
 
@@ -303,7 +304,16 @@ impl Store {
         let rows = Rows::of(batches)?;
         let doing = || format!("writing {} share batches", batches.len());
         match &self.0 {
-            Database::Sqlite(file) => append_sqlite(&file.writer, node, commit, &rows).await,
+            Database::Sqlite(file) => {
+                let mut writer = file.writer.acquire().await.map_err(failed(doing()))?;
+                let written = append_sqlite(&mut writer, node, commit, &rows).await;
+                if written.is_err() {
+                    // A full disk makes SQLite roll back by itself, and the connection would believe
+                    // for ever that its transaction is open.
+                    writer.close_on_drop();
+                }
+                written
+            }
             Database::Postgres(pool) => {
                 let mut connection = pool.acquire().await.map_err(failed(doing()))?;
                 let write = append_postgres(&mut connection, node, commit, &rows);
@@ -655,7 +665,7 @@ impl<'a> Rows<'a> {
 }
 
 async fn append_sqlite(
-    writer: &SqlitePool,
+    writer: &mut SqliteConnection,
     node: u16,
     commit: CommitId,
     rows: &Rows<'_>,
@@ -1019,5 +1029,42 @@ mod tests {
             assert!(matches!(error, StoreError::Url(_)));
             assert!(!error.to_string().contains("secret"));
         }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_was_full_takes_credit_again_when_there_is_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("pool.sqlite").display());
+        let store = Store::open(&url).await.unwrap();
+        let Database::Sqlite(file) = &store.0 else { panic!("not SQLite") };
+        // As a full disk: SQLite says SQLITE_FULL and rolls back by itself.
+        let pages: i64 =
+            sqlx::query_scalar("PRAGMA page_count").fetch_one(&file.writer).await.unwrap();
+        let limit = format!("PRAGMA max_page_count = {pages}");
+        sqlx::query(sqlx::AssertSqlSafe(limit)).execute(&file.writer).await.unwrap();
+
+        let proof = Proof {
+            hash: [1; 32],
+            nonce: 0,
+            ntime: 0,
+            version: 0,
+            rolled: [0; 16],
+            difficulty: proto::target::Difficulty::from_log2(0),
+            is_block: false,
+        };
+        let group = CreditGroup {
+            channel: proto::mining::ChannelId(2),
+            owner: proto::mining::Owner { account: "a".into(), worker: "b".into() },
+            extranonce_prefix: proto::extranonce::ExtranoncePrefix::from_bytes([0; 8]),
+            template: proto::template::TemplateId(1),
+            coinbase_sequence: 0,
+            prev_hash: [2; 32],
+            proofs: vec![proof; 4_000],
+        };
+        let rows = [ShareBatch { received_at_ms: 1, group }];
+        let id = CommitId([7; 16]);
+        assert!(store.append(0, id, &rows).await.is_err(), "there was room after all");
+        // Room again is another connection's limit here; nothing else was done to the store.
+        assert_eq!(store.append(0, id, &rows).await.unwrap(), Appended::New);
     }
 }

@@ -130,9 +130,14 @@ async fn live_is_always_and_ready_only_with_a_node_that_answered_lately() {
     let (status, _, body) = server.get("/health/ready").await;
     assert_eq!(status, 503);
     assert!(body.contains("\"ready\":false") && body.contains("has not answered yet"), "{body}");
-    server.node.send_replace(Some(node_view(50)));
+    server.node.send_replace(Some(node_view(15)));
     let ready = server.json("/health/ready").await;
     assert_eq!(ready, serde_json::json!({ "ready": true, "node": "ok", "store": "ok" }));
+    // It misses its sign of life: still ready, and no longer called well.
+    server.node.send_replace(Some(node_view(50)));
+    let ready = server.json("/health/ready").await;
+    let node = "no answer for 50 s";
+    assert_eq!(ready, serde_json::json!({ "ready": true, "node": node, "store": "ok" }));
     server.node.send_replace(Some(node_view(61)));
     let (status, _, body) = server.get("/health/ready").await;
     assert_eq!((status, body.contains("silent for 61 s")), (503, true), "{body}");

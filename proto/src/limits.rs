@@ -88,9 +88,11 @@ pub const SEEN_SHARES_MAX: usize = 1 << 20;
 pub const CREDIT_BATCH_MAX: usize = 64;
 /// ... or when its first share is this old: quick for a Bitaxe, one commit for a burst.
 pub const CREDIT_BATCH_AGE_MS: u64 = 100;
-/// Batches of one connection that wait for their commit. At the bound the socket is not read: a slow
-/// store slows the miner's acknowledgements, never our memory.
-pub const CREDIT_BATCHES_OPEN_MAX: usize = 64;
+/// Batches of one connection that wait for their commit. At the bound the next one stays open and grows.
+pub const CREDIT_BATCHES_OPEN_MAX: usize = 8;
+/// Shares in a batch that grows while the ledger is behind: an outage of five hours at 12 shares a minute,
+/// at 80 bytes each. Only when it is full is the socket not read, since a block may come behind a share.
+pub const CREDIT_BATCH_WAITING_MAX: usize = 4_096;
 /// A running job is sent anew, with a later ntime, after this long: a standard channel at 5 TH/s is
 /// through its 2^48 hashes in 58 s, and firmware reconnects after 180 s without a byte.
 pub const JOB_REFRESH_MS: u64 = 30_000;
@@ -101,9 +103,9 @@ pub const VARDIFF_CHECK_MS: u64 = 5_000;
 pub const DECLARE_RATE_EVERY_MS: u64 = 10_000;
 /// A share on a future job waits this long for the tip that would make it judgeable.
 pub const EARLY_SHARE_WAIT_MS: u64 = 10_000;
-/// The hardest share difficulty, 2^57: a batch of it still sums to less than the U64 of
+/// The hardest share difficulty, 2^51: the largest batch of it still sums to less than the U64 of
 /// SubmitShares.Success holds.
-pub const DIFFICULTY_LOG2_MAX: i16 = 57;
+pub const DIFFICULTY_LOG2_MAX: i16 = 51;
 /// Channels that a connection may open in its first moment: a proxy brings its whole farm ...
 pub const OPENS_BURST: u64 = CHANNELS_PER_CONNECTION_MAX as u64;
 /// ... and then one in so many milliseconds. Each takes a prefix that is never given out again: at ten a
@@ -142,8 +144,8 @@ pub const MERKLE_PATH_MAX: usize = 20;
 
 const _: () = assert!(ACT_TWO_LEN == 64 + (64 + MAC_LEN) + (CERTIFICATE_LEN + MAC_LEN));
 const _: () = assert!(EXTRANONCE_LEN <= 32);
-const _: () = assert!((CREDIT_BATCH_MAX as u128) << DIFFICULTY_LOG2_MAX < u64::MAX as u128);
+const _: () = assert!((CREDIT_BATCH_WAITING_MAX as u128) << DIFFICULTY_LOG2_MAX < u64::MAX as u128);
 const _: () = assert!(EXTRANONCE_LEN + 1 < SCRIPT_SIG_MAX);
-const _: () = assert!(CREDIT_BATCHES_OPEN_MAX * CREDIT_BATCH_MAX <= SEEN_SHARES_MAX);
+const _: () = assert!(CREDIT_BATCH_MAX <= CREDIT_BATCH_WAITING_MAX);
 const _: () = assert!(MINING_SERVER_PAYLOAD_MAX <= FRAME_PAYLOAD_MAX);
 const _: () = assert!(SETUP_PAYLOAD_MAX <= MINING_CLIENT_PAYLOAD_MAX);

@@ -4,7 +4,9 @@
 
 use std::collections::VecDeque;
 
-use crate::limits::{CREDIT_BATCH_AGE_MS, CREDIT_BATCH_MAX};
+use crate::limits::{
+    CREDIT_BATCH_AGE_MS, CREDIT_BATCH_MAX, CREDIT_BATCH_WAITING_MAX, CREDIT_BATCHES_OPEN_MAX,
+};
 use crate::mining::{ChannelId, Committed, CreditBatch, CreditGroup};
 use crate::share::Proof;
 use crate::target::Difficulty;
@@ -46,12 +48,25 @@ impl Batches {
             }
         }
         self.receipts.push(receipt);
-        (self.receipts.len() >= CREDIT_BATCH_MAX).then(|| self.close()).flatten()
+        let leaves = self.receipts.len() >= CREDIT_BATCH_MAX && !self.ledger_is_behind();
+        leaves.then(|| self.close()).flatten()
     }
 
-    /// When the open batch must leave, mono ms.
+    /// As many batches wait for the ledger as may: the open one stays and grows, so that shares are
+    /// still read and a block among them is not held back by a store that is away.
+    fn ledger_is_behind(&self) -> bool {
+        self.under_way.len() >= CREDIT_BATCHES_OPEN_MAX
+    }
+
+    /// Whether another share still finds a place.
+    pub(super) fn has_room(&self) -> bool {
+        !self.ledger_is_behind() || self.receipts.len() < CREDIT_BATCH_WAITING_MAX
+    }
+
+    /// When the open batch must leave, mono ms; not before the ledger answers if it is behind.
     pub(super) fn deadline_ms(&self) -> Option<u64> {
-        self.receipts.first().map(|first| first.received_ms.saturating_add(CREDIT_BATCH_AGE_MS))
+        let first = self.receipts.first().filter(|_| !self.ledger_is_behind());
+        first.map(|first| first.received_ms.saturating_add(CREDIT_BATCH_AGE_MS))
     }
 
     /// Closes the open batch if there is anything in it.

@@ -68,7 +68,8 @@ pub struct CreditGroup {
 pub struct CreditBatch {
     /// Counts up on the connection; comes back with the commit.
     pub id: u64,
-    /// At least one group; at most `CREDIT_BATCH_MAX` proofs in all.
+    /// At least one group; at most `CREDIT_BATCH_MAX` proofs in all, or
+    /// `CREDIT_BATCH_WAITING_MAX` after the ledger was behind.
     pub groups: Vec<CreditGroup>,
 }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crate::connection::Violation;
 use crate::extranonce::{Extranonce, ExtranonceAllocator};
 use crate::job::{ActiveTemplate, HeaderFields, Job};
-use crate::limits::{CREDIT_BATCHES_OPEN_MAX, JOB_REFRESH_MS, OPENS_BURST, VARDIFF_CHECK_MS};
+use crate::limits::{JOB_REFRESH_MS, OPENS_BURST, VARDIFF_CHECK_MS};
 use crate::message::{Message, SetCustomMiningJob, SetCustomMiningJobError, Tlvs, setup_flags};
 use crate::mining::batch::Batches;
 use crate::mining::channel::Channel;
@@ -228,7 +228,7 @@ impl Server {
     /// ledger answers.
     #[must_use]
     pub fn takes_more(&self) -> bool {
-        self.batches.under_way() < CREDIT_BATCHES_OPEN_MAX
+        self.batches.has_room()
     }
 
     /// Batches that the ledger has not answered yet.

@@ -19,7 +19,9 @@ use common::client::Work;
 use common::{ANY_TARGET, Chain, HARD_NBITS, Ledger, Link, REGTEST_NBITS, Said, Share};
 use proto::connection::Violation;
 use proto::job::{ActiveTemplate, HeaderFields};
-use proto::limits::{BLOCKS_SENT_MAX, CREDIT_BATCH_MAX, EARLY_SHARE_WAIT_MS, VARDIFF_CHECK_MS};
+use proto::limits::{
+    BLOCKS_SENT_MAX, CREDIT_BATCH_WAITING_MAX, EARLY_SHARE_WAIT_MS, VARDIFF_CHECK_MS,
+};
 use proto::message::{Message, Received, SetCustomMiningJob, Tlvs, setup_flags};
 use proto::mining::server::{Effect, Input, Policy};
 use proto::mining::{CreditBatch, Kind};
@@ -514,7 +516,7 @@ impl World {
     fn check_batch(&mut self, batch: &CreditBatch) {
         assert!(self.batch_ids.insert(batch.id), "batch {} twice", batch.id);
         let proofs: usize = batch.groups.iter().map(|group| group.proofs.len()).sum();
-        assert!((1..=CREDIT_BATCH_MAX).contains(&proofs));
+        assert!((1..=CREDIT_BATCH_WAITING_MAX).contains(&proofs));
         for group in &batch.groups {
             assert!(!group.proofs.is_empty());
             for proof in &group.proofs {

@@ -2,14 +2,15 @@
 //! names.
 
 use proto::limits::{
-    CREDIT_BATCH_AGE_MS, CREDIT_BATCH_MAX, CREDIT_BATCHES_OPEN_MAX, WORKER_TLV_MAX,
+    CREDIT_BATCH_AGE_MS, CREDIT_BATCH_MAX, CREDIT_BATCH_WAITING_MAX, CREDIT_BATCHES_OPEN_MAX,
+    WORKER_TLV_MAX,
 };
 use proto::message::{EXTENSION_WORKER_HASHRATE, TLV_WORKER_USER_IDENTITY, Tlvs, write_tlv};
 use proto::mining::server::{Effect, Policy};
-use proto::mining::{Committed, Kind};
+use proto::mining::{Committed, CreditBatch, Kind};
 use proto::target::Difficulty;
 
-use crate::common::{Chain, HARD_NBITS, Ledger, Link, Said, easy_policy};
+use crate::common::{Chain, HARD_NBITS, Ledger, Link, REGTEST_NBITS, Said, easy_policy};
 
 fn submit_good(link: &mut Link, channel: u32) -> u32 {
     let share = link.client.good_share(channel);
@@ -157,11 +158,29 @@ fn a_slow_ledger_stops_the_reading_and_its_answer_starts_it_again() {
         link.pass(CREDIT_BATCH_AGE_MS);
         assert_eq!(link.server.batches_under_way(), batch);
     }
+    // The next batch stays open and grows, for a block may come behind any share.
+    for share in 0..CREDIT_BATCH_WAITING_MAX {
+        assert!(link.server.takes_more(), "share {share}");
+        submit_good(&mut link, channel);
+    }
     assert!(!link.server.takes_more());
-    let first = link.batches().remove(0);
-    let committed = ledger.commit(&first);
+    assert_eq!(link.server.batches_under_way(), CREDIT_BATCHES_OPEN_MAX);
+
+    let credited = |link: &Link| -> Vec<CreditBatch> {
+        let credit = |effect: &Effect| match effect {
+            Effect::Credit(batch) => Some(batch.clone()),
+            _ => None,
+        };
+        link.effects.iter().filter_map(credit).collect()
+    };
+    let committed = ledger.commit(&credited(&link)[0]);
     link.handle(proto::mining::server::Input::Committed(committed)).unwrap();
     assert!(link.server.takes_more());
+    link.pass(CREDIT_BATCH_AGE_MS);
+    let shares = |batch: &CreditBatch| -> usize {
+        batch.groups.iter().map(|group| group.proofs.len()).sum()
+    };
+    assert_eq!(credited(&link).iter().map(shares).max(), Some(CREDIT_BATCH_WAITING_MAX));
 }
 
 #[test]
@@ -218,6 +237,22 @@ fn a_workers_name_that_is_too_long_or_no_text_is_refused_g17() {
         assert_eq!(said.is_empty(), fine, "{name:?}");
         assert!(fine || said[0].code() == Some("invalid-user-identity"));
     }
+}
+
+#[test]
+fn a_block_with_a_bad_workers_name_is_refused_as_a_share_and_still_goes_out() {
+    let mut link = Link::new(&Chain::new(REGTEST_NBITS));
+    let channel = link.open_at_floor(Kind::Extended);
+    link.server.set_worker_hashrate(true);
+    let network = proto::target::Target::from_compact(REGTEST_NBITS);
+    let work = link.client.work(channel).clone();
+    let mut share = link.client.share_on(channel, &work);
+    while !network.is_met_by(&link.client.hash(&work, &share)) {
+        share.nonce += 1_000_000;
+    }
+    let said = link.submit_with(&share, Tlvs::new(&worker_tlv(&[b'w'; WORKER_TLV_MAX + 1])));
+    assert_eq!(said[0].code(), Some("invalid-user-identity"));
+    assert_eq!(link.blocks().len(), 1);
 }
 
 #[test]

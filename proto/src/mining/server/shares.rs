@@ -31,6 +31,8 @@ struct Submitted {
     sequence_number: u32,
     claim: Claim,
     worker: Option<Arc<str>>,
+    /// It carries a worker's name that is none (rule G17).
+    name_is_bad: bool,
 }
 
 /// What is left of a job once a share of it is judged.
@@ -52,9 +54,10 @@ impl Server {
         out: &mut Outbox,
     ) {
         let channel = ChannelId(share.channel_id);
-        let Ok(worker) = self.worker_of(tlvs) else {
-            self.refuse(channel, share.sequence_number, Refusal::InvalidUserIdentity, out);
-            return;
+        // A bad name refuses the share, but only once it is known not to be a block.
+        let (worker, name_is_bad) = match self.worker_of(tlvs) {
+            Ok(worker) => (worker, false),
+            Err(()) => (None, true),
         };
         let claim = Claim {
             job: JobId(share.job_id),
@@ -63,7 +66,8 @@ impl Server {
             version: share.version,
             rolled: Some(share.extranonce),
         };
-        let submitted = Submitted { sequence_number: share.sequence_number, claim, worker };
+        let sequence_number = share.sequence_number;
+        let submitted = Submitted { sequence_number, claim, worker, name_is_bad };
         self.on_share(now, channel, Kind::Extended, submitted, out);
     }
 
@@ -81,7 +85,7 @@ impl Server {
             rolled: None,
         };
         let sequence_number = share.sequence_number;
-        let submitted = Submitted { sequence_number, claim, worker: None };
+        let submitted = Submitted { sequence_number, claim, worker: None, name_is_bad: false };
         self.on_share(now, ChannelId(share.channel_id), Kind::Standard, submitted, out);
     }
 
@@ -119,7 +123,10 @@ impl Server {
                     coinbase_sequence: job.job.coinbase_sequence(),
                     prev_hash: job.tip.hash,
                     prefix: job.prefix,
-                    outcome: verdict.outcome,
+                    outcome: match submitted.name_is_bad {
+                        true => Err(Refusal::InvalidUserIdentity),
+                        false => verdict.outcome,
+                    },
                     block: found_block(job, &channel.owner, &submitted, &verdict),
                 };
                 self.settle(now, id, &submitted, judged, out);
