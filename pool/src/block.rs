@@ -151,7 +151,7 @@ impl Blocks {
     }
 
     /// Offers the block to every node, over and over, until one has it or all refuse it. `None` if the
-    /// pool stops before any node said anything.
+    /// pool stops before that.
     async fn offer(
         &self,
         bytes: &[u8],
@@ -185,7 +185,8 @@ impl Blocks {
                 return refused;
             }
             tokio::select! {
-                () = shutdown.cancelled() => return refused,
+                // A refusal that stands here has a silent node beside it.
+                () = shutdown.cancelled() => return None,
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(NODE_RETRY_MAX),
             }
         }

@@ -450,22 +450,12 @@ impl Miner {
     /// Does what the server asked for. Blocks first of all, whatever stands before them: they are on disk
     /// before their shares are answered, and no slow store holds them back.
     async fn carry_out(&mut self) -> Result<(), End> {
-        let effects = std::mem::take(&mut self.out.effects);
-        let mut rest = Vec::with_capacity(effects.len());
-        for effect in effects {
+        let effects = std::mem::take(&mut self.out.effects).into_iter();
+        let (blocks, rest): (Vec<_>, Vec<_>) =
+            effects.partition(|effect| matches!(effect, Effect::BlockFound(_)));
+        for effect in blocks.into_iter().chain(rest) {
             match effect {
                 Effect::BlockFound(found) => self.shared.blocks.keep(*found).await,
-                other @ (Effect::Credit(_)
-                | Effect::Acknowledged { .. }
-                | Effect::Refused { .. }
-                | Effect::Opened(_)
-                | Effect::OpenRefused(_)
-                | Effect::Closed(..)) => rest.push(other),
-            }
-        }
-        for effect in rest {
-            match effect {
-                Effect::BlockFound(_) => {}
                 Effect::Credit(batch) => {
                     let submitted =
                         self.shared.credit.submit(batch, self.committed_to.clone()).await;

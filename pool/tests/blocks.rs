@@ -280,3 +280,19 @@ async fn a_block_that_the_store_did_not_take_stays_on_disk_for_the_next_start() 
     assert_eq!(recorded(&store).await[0].state, BlockState::Accepted);
     pool.stop().await;
 }
+
+#[tokio::test]
+async fn a_stop_does_not_take_one_nodes_refusal_for_the_silent_ones_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let (refuses, silent) = (Line::new(false), Line::new(true));
+    let (first, second) = (found(&refuses, 1).await, found(&refuses, 2).await);
+    let other = first.job.block(&first.header, &first.extranonce);
+    assert_eq!(refuses.submit_block(&other).await.unwrap(), Submitted::Accepted);
+    let pool = start(folder.path(), &[&refuses, &silent], &store(folder.path()).await);
+    pool.handle.keep(second).await;
+    while silent.offered.load(Ordering::SeqCst) < 1 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    pool.stop().await;
+    assert_eq!(files(&folder.path().join("blocks")).len(), 1, "the silent node may still take it");
+}
