@@ -457,7 +457,7 @@ async fn a_block_of_a_numbered_job_is_accepted() {
     let chain = chain();
     for number in [1, 2, 70_000, u32::MAX] {
         let shown = present(&chain).await;
-        let job = Arc::new(job(&shown.template)).numbered(JobId(number));
+        let job = job(&shown.template).numbered(JobId(number));
         let block = mine_job(&job, &shown.prev_hash, 1);
         assert_eq!(chain.submit_block(&block).await.unwrap(), Submitted::Accepted, "{number}");
     }

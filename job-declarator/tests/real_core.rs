@@ -9,7 +9,6 @@ mod common;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bitcoin::hashes::Hash;
@@ -298,7 +297,7 @@ async fn bitcoin_core_gives_work_takes_blocks_and_comes_back_from_a_restart() {
     assert_ne!(std::fs::read(core.cookie()).unwrap(), cookie, "the cookie is another");
     assert_eq!(shown.template.height, height);
     // As a miner's later jobs are: told apart by the coinbase's nSequence.
-    let numbered = Arc::new(job(&shown.template)).numbered(JobId(70_000));
+    let numbered = job(&shown.template).numbered(JobId(70_000));
     is_accepted(&node, &mine_job(&numbered, &shown.prev_hash, 1)).await;
 }
 

@@ -444,6 +444,7 @@ impl Miner {
                 SetupStep::Agreed(_) | SetupStep::Refused(_) => {}
             }
         }
+        self.server.handle(now, Input::BurstEnd, &mut self.out)?;
         Ok(())
     }
 
@@ -551,6 +552,9 @@ impl Miner {
     /// ledger answers in time is acknowledged, and what was said is read before the link closes.
     async fn finish(mut self) {
         let patience = Instant::now() + self.shared.drain;
+        // Shares may have come before the frame that ended it.
+        let burst = self.server.handle(self.shared.clock.now(), Input::BurstEnd, &mut self.out);
+        debug_assert!(burst.is_ok(), "only a message can be a violation");
         self.server.close_batch(&mut self.out);
         let mut handed_in = self.carry_out().await.is_ok();
         while handed_in && self.server.batches_under_way() > 0 {

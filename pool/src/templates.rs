@@ -176,7 +176,7 @@ impl Templates {
                 "new tip"
             );
         }
-        let unchanged = !new_tip && Arc::ptr_eq(&active.job, &before.active.job);
+        let unchanged = !new_tip && active.job.is_work_of(&before.active.job);
         Some(Published {
             active: if unchanged { Arc::clone(&before.active) } else { Arc::new(active) },
             tip_at: if new_tip { now } else { before.tip_at },
@@ -206,17 +206,13 @@ impl Templates {
 
     /// The job of a template; the one that stands already if it would be the same work, so that nobody
     /// is sent it twice.
-    fn job(
-        &self,
-        template: &Arc<Template>,
-        standing: Option<&Arc<Job>>,
-    ) -> Result<Arc<Job>, CoinbaseError> {
+    fn job(&self, template: &Arc<Template>, standing: Option<&Job>) -> Result<Job, CoinbaseError> {
         if let Some(standing) = standing.filter(|job| same_work(job.template(), template)) {
-            return Ok(Arc::clone(standing));
+            return Ok(standing.clone());
         }
         let output =
             Output { sats: template.coinbase_value_sats, script: self.payout_script.clone() };
-        Ok(Arc::new(Job::new(Arc::clone(template), &[output], &self.tag)?))
+        Job::new(Arc::clone(template), &[output], &self.tag)
     }
 }
 

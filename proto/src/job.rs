@@ -8,22 +8,38 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 use crate::extranonce::Extranonce;
+use crate::limits::FRAME_HEADER_LEN;
+use crate::message::{FrameHeader, Message, NewExtendedMiningJob};
 use crate::template::{
     CoinbaseError, CoinbaseParts, Output, PrevHash, Template, merkle_root, sha256d,
     write_compact_size,
 };
+use crate::wire::{B064K, Seq0255U256};
 
 /// Names a job on one connection; counts up, never reused there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(pub u32);
 
-/// Work that any channel of the pool can do: the extranonce makes it the channel's own.
-#[derive(Debug)]
+/// Work that any channel of the pool can do: the extranonce makes it the channel's own. A clone costs a
+/// pointer and a number.
+#[derive(Debug, Clone)]
 pub struct Job {
+    work: Arc<Work>,
+    /// nSequence of the coinbase input.
+    sequence: u32,
+}
+
+/// What all jobs of one template and payout share.
+#[derive(Debug)]
+struct Work {
     template: Arc<Template>,
     coinbase: CoinbaseParts,
+    /// Where nSequence stands in the suffix; `None` where the coinbase is not ours to change.
+    sequence_at: Option<usize>,
     /// SHA-256 having taken the coinbase prefix: each share starts from a copy.
     prefix_state: Sha256,
+    /// What extended channels are sent.
+    encoded: Encoded,
 }
 
 /// What everybody mines now: published to every connection at once, immutable.
@@ -32,10 +48,10 @@ pub struct ActiveTemplate {
     /// The tip, and when hashing on it starts.
     pub tip: PrevHash,
     /// The block to be found on the tip.
-    pub job: Arc<Job>,
+    pub job: Job,
     /// The block to be found on that one: sent ahead without a tip, so that a new tip costs one small
     /// message. Its height is `job`'s plus one.
-    pub next: Option<Arc<Job>>,
+    pub next: Option<Job>,
 }
 
 /// The fields of a block header (80 bytes).
@@ -77,21 +93,30 @@ impl HeaderFields {
 }
 
 impl Job {
-    /// Work on `template` paying `outputs`, which must sum to the template's value.
+    /// Work on `template` paying `outputs`, which must sum to the template's value. It can be
+    /// numbered.
     pub fn new(
         template: Arc<Template>,
         outputs: &[Output],
         tag: &[u8],
     ) -> Result<Self, CoinbaseError> {
         let coinbase = template.coinbase(outputs, tag)?;
-        Ok(Self::from_parts(template, coinbase))
+        Ok(Self::of(template, coinbase, Some(0)))
     }
 
-    /// Work on a coinbase that exists already: a declared one, or a real block's in a test.
+    /// Work on a coinbase that exists already and stays as it is: a declared one, or a real block's in
+    /// a test. At most `MERKLE_PATH_MAX` branches, parts of at most 65,535 bytes.
     #[must_use]
     pub fn from_parts(template: Arc<Template>, coinbase: CoinbaseParts) -> Self {
+        Self::of(template, coinbase, None)
+    }
+
+    fn of(template: Arc<Template>, coinbase: CoinbaseParts, sequence_at: Option<usize>) -> Self {
         let prefix_state = Sha256::new().chain_update(&coinbase.prefix);
-        Self { template, coinbase, prefix_state }
+        let encoded = Encoded::new(&template, &coinbase);
+        let sequence = template.coinbase_sequence;
+        let work = Work { template, coinbase, sequence_at, prefix_state, encoded };
+        Self { work: Arc::new(work), sequence }
     }
 
     /// The same work in a header space of its own: `number` becomes the coinbase's nSequence, which
@@ -101,49 +126,69 @@ impl Job {
     /// hash, or wait for the second, would pick the difficulty that pays most for what it already
     /// found. A coinbase that is not ours to change (a declared one) stays as it is.
     #[must_use]
-    pub fn numbered(self: &Arc<Self>, number: JobId) -> Arc<Self> {
-        match self.coinbase.with_sequence(number.0 & 0x7fff_ffff) {
-            Some(coinbase) => Arc::new(Self::from_parts(Arc::clone(&self.template), coinbase)),
-            None => Arc::clone(self),
-        }
+    pub fn numbered(&self, number: JobId) -> Self {
+        let sequence = match self.work.sequence_at {
+            Some(_) => number.0 & 0x7fff_ffff,
+            None => self.sequence,
+        };
+        Self { work: Arc::clone(&self.work), sequence }
+    }
+
+    /// Made of the same template and payout, whatever their numbers: the very same object, not equal
+    /// content.
+    #[must_use]
+    pub fn is_work_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.work, &other.work)
     }
 
     /// What the job was made of.
     #[must_use]
     pub fn template(&self) -> &Arc<Template> {
-        &self.template
+        &self.work.template
     }
 
     /// Coinbase prefix and suffix, txid form.
     #[must_use]
-    pub fn coinbase(&self) -> &CoinbaseParts {
-        &self.coinbase
+    pub fn coinbase(&self) -> CoinbaseParts {
+        let mut parts = self.work.coinbase.clone();
+        if let Some(at) = self.work.sequence_at {
+            parts.suffix[at..at + 4].copy_from_slice(&self.sequence.to_le_bytes());
+        }
+        parts
     }
 
     /// nSequence of the coinbase input: what tells the jobs of one template apart (`numbered`).
     #[must_use]
     pub fn coinbase_sequence(&self) -> u32 {
-        self.coinbase.suffix.first_chunk().map_or(0, |le| u32::from_le_bytes(*le))
+        self.sequence
     }
 
     /// Header version before rolling.
     #[must_use]
     pub fn version(&self) -> u32 {
-        self.template.version
+        self.work.template.version
     }
 
     /// Siblings of the coinbase, deepest first.
     #[must_use]
     pub fn merkle_path(&self) -> &[[u8; 32]] {
-        &self.template.merkle_path
+        &self.work.template.merkle_path
     }
 
     /// The coinbase's txid with this full extranonce (header byte order).
     #[must_use]
     pub fn coinbase_txid(&self, extranonce: &Extranonce) -> [u8; 32] {
-        let mut state = self.prefix_state.clone();
+        let Work { prefix_state, coinbase, sequence_at, .. } = &*self.work;
+        let mut state = prefix_state.clone();
         state.update(extranonce.as_slice());
-        state.update(&self.coinbase.suffix);
+        match sequence_at {
+            Some(at) => {
+                state.update(&coinbase.suffix[..*at]);
+                state.update(self.sequence.to_le_bytes());
+                state.update(&coinbase.suffix[at + 4..]);
+            }
+            None => state.update(&coinbase.suffix),
+        }
         Sha256::digest(state.finalize()).into()
     }
 
@@ -156,9 +201,10 @@ impl Job {
     /// The whole block as nodes take it: header, transaction count, coinbase with witness, the rest.
     #[must_use]
     pub fn block(&self, header: &HeaderFields, extranonce: &Extranonce) -> Vec<u8> {
+        let template = &self.work.template;
         let coinbase =
-            self.coinbase.with_witness(extranonce.as_slice(), self.template.commits_to_witnesses);
-        let transactions = &self.template.transactions;
+            self.coinbase().with_witness(extranonce.as_slice(), template.commits_to_witnesses);
+        let transactions = &template.transactions;
         let body: usize = transactions.iter().map(Vec::len).sum();
         let mut block = Vec::with_capacity(80 + 9 + coinbase.len() + body);
         block.extend_from_slice(&header.to_bytes());
@@ -168,5 +214,66 @@ impl Job {
             block.extend_from_slice(transaction);
         }
         block
+    }
+
+    /// Appends NewExtendedMiningJob to plaintext frames, for a channel or a group. It was encoded when
+    /// the work was made; here it is given its ids, its start (none: a future job) and its number.
+    pub fn say_extended(
+        &self,
+        channel: u32,
+        id: JobId,
+        min_ntime: Option<u32>,
+        frames: &mut Vec<u8>,
+    ) {
+        let Work { encoded, coinbase, sequence_at, .. } = &*self.work;
+        let ntime_len = min_ntime.map_or(0, |_| 4);
+        let header = FrameHeader { length: 9 + ntime_len + encoded.tail.len(), ..encoded.header };
+        frames.reserve(FRAME_HEADER_LEN + header.length);
+        frames.extend_from_slice(&header.encode());
+        frames.extend_from_slice(&channel.to_le_bytes());
+        frames.extend_from_slice(&id.0.to_le_bytes());
+        frames.push(u8::from(min_ntime.is_some()));
+        if let Some(min_ntime) = min_ntime {
+            frames.extend_from_slice(&min_ntime.to_le_bytes());
+        }
+        frames.extend_from_slice(&encoded.tail);
+        // The suffix is the message's last field.
+        if let Some(at) = sequence_at {
+            let at = frames.len() - coinbase.suffix.len() + at;
+            frames[at..at + 4].copy_from_slice(&self.sequence.to_le_bytes());
+        }
+    }
+}
+
+/// NewExtendedMiningJob without what differs from one channel to the next.
+#[derive(Debug)]
+struct Encoded {
+    /// Its length is to be set.
+    header: FrameHeader,
+    /// From `version` to the end.
+    tail: Vec<u8>,
+}
+
+impl Encoded {
+    fn new(template: &Template, coinbase: &CoinbaseParts) -> Self {
+        let mut frame = Vec::new();
+        let message = Message::from(NewExtendedMiningJob {
+            channel_id: 0,
+            job_id: 0,
+            min_ntime: None,
+            version: template.version,
+            version_rolling_allowed: true,
+            merkle_path: Seq0255U256::new(&template.merkle_path)
+                .expect("Template::coinbase refuses paths above MERKLE_PATH_MAX"),
+            coinbase_tx_prefix: B064K::new(&coinbase.prefix)
+                .expect("Template::coinbase bounds the prefix by SCRIPT_SIG_MAX"),
+            coinbase_tx_suffix: B064K::new(&coinbase.suffix)
+                .expect("Template::coinbase refuses a suffix above 65,535 bytes"),
+        });
+        message.encode(&mut frame);
+        let (extension_type, msg_type) = message.kind();
+        let header = FrameHeader { extension_type, msg_type, length: 0 };
+        // Channel id, job id and the byte of an absent min_ntime come before `version`.
+        Self { header, tail: frame.split_off(FRAME_HEADER_LEN + 9) }
     }
 }

@@ -75,9 +75,12 @@ pub const EXTRANONCE_ROLLABLE_LEN: usize = 16;
 /// Jobs that a channel keeps under one prev_hash besides the newest. A device may still be hashing the
 /// previous job when a new one arrives; 16 accept its shares for 16 s at one template a second.
 pub const PAST_JOBS_MAX: usize = 16;
-/// Jobs of earlier tips that a channel still knows: to say `stale-share` and not `invalid-job-id`, and to
-/// see a block that was found a moment too late and may yet win its race. Two tips' worth.
-pub const STALE_JOBS_MAX: usize = 2 * (PAST_JOBS_MAX + 2);
+/// Tips before the present one whose jobs a connection still knows: to say `stale-share` and not
+/// `invalid-job-id`, and to see a block that was found a moment too late and may yet win its race.
+pub const STALE_TIPS_MAX: usize = 2;
+/// Submitted shares that are judged at once: four times what the widest kernel takes. More of one read
+/// are judged in turns.
+pub const SHARES_AT_ONCE_MAX: usize = 64;
 /// Future jobs that a client keeps for one channel; above it the oldest goes. A server has a few per
 /// template change waiting at most, and a whole set is 2.4 MB at its largest.
 pub const CLIENT_FUTURE_JOBS_MAX: usize = 16;

@@ -1,12 +1,14 @@
 //! THE HOT PATH: is this share good, is it a block. Called by `mining::server` for every share and by
 //! nothing else. No allocation, no lock, no log, no clone of a job.
 //!
+//! Three steps, so that the shares of one read are hashed together: `Submitted::new` puts the header
+//! together, `hash` makes the hashes of many, `verdict` judges one.
+//!
 //! A share is judged by the job it names, frozen as it was sent: its target, its tip, its extranonce
 //! prefix. What the channel's target is now does not matter here.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
 
 use crate::extranonce::{Extranonce, ExtranoncePrefix};
 use crate::job::{HeaderFields, Job, JobId};
@@ -20,11 +22,9 @@ use crate::template::PrevHash;
 /// A job as one channel was given it. Nothing in it changes afterwards: that is what makes a share's
 /// verdict the same whenever it arrives.
 #[derive(Debug, Clone)]
-pub struct FrozenJob {
-    /// Its id on the connection.
-    pub id: JobId,
+pub struct FrozenJob<'a> {
     /// What is mined.
-    pub job: Arc<Job>,
+    pub job: &'a Job,
     /// The tip that it builds on.
     pub tip: PrevHash,
     /// Target of `tip.nbits`: a header that meets it is a block.
@@ -119,70 +119,110 @@ impl Refusal {
     }
 }
 
-/// What `check` found.
+/// What became of a claim.
 #[derive(Debug, Clone, Copy)]
 pub struct Verdict {
-    /// The claim in full, if it had an extranonce that a header can be made with.
-    pub header: Option<HeaderFields>,
+    /// The claim in full.
+    pub header: HeaderFields,
     /// The header met the network's target. True also for shares that are refused: a block is a block.
     pub is_block: bool,
     /// A proof to be credited, once it is known to be new.
     pub outcome: Result<Proof, Refusal>,
 }
 
-/// Judges a claim on the job that it names. `clock` is ours, unix seconds. Whether the proof is new is
-/// not asked here (`Seen`).
-#[must_use]
-pub fn check(job: &FrozenJob, claim: &Claim, clock: u32) -> Verdict {
-    let refused = |refusal| Verdict { header: None, is_block: false, outcome: Err(refusal) };
-    let (merkle_root, rolled) = match (&claim.rolled, job.merkle_root) {
-        (None, Some(root)) => (root, [0; EXTRANONCE_ROLLABLE_LEN]),
-        (Some(extranonce), None) => {
-            let Some(full) = job.prefix.followed_by(extranonce.as_slice()) else {
-                return refused(Refusal::BadExtranonceSize);
-            };
-            let mut rolled = [0; EXTRANONCE_ROLLABLE_LEN];
-            rolled.copy_from_slice(extranonce.as_slice());
-            (job.job.merkle_root(&full), rolled)
-        }
-        // The other kind of channel's message: the server looks before it asks.
-        (None, None) | (Some(_), Some(_)) => return refused(Refusal::InvalidChannelId),
-    };
-    let header = HeaderFields {
-        version: claim.version,
-        prev_hash: job.tip.hash,
-        merkle_root,
-        ntime: claim.ntime,
-        nbits: job.tip.nbits,
-        nonce: claim.nonce,
-    };
-    let hash = header.hash();
-    // Asked before anything can refuse the share: a header that our rules dislike is still a block to
-    // the network (and on regtest a block can miss the channel's target).
-    let is_block = job.network_target.is_met_by(&hash);
-    let outcome = check_rolled_fields(job, claim, clock).and_then(|()| {
-        let meets_target = job.target.is_met_by(&hash);
-        if !is_block && !meets_target {
-            return Err(Refusal::DifficultyTooLow);
-        }
-        // Credit is for meeting the job's target. Paying a block that missed it at the job's difficulty
-        // would pay a client that asks for a target beyond the network's many times for each hash.
-        let difficulty = if meets_target { job.difficulty } else { Difficulty::MIN };
-        Ok(Proof {
-            hash,
-            nonce: claim.nonce,
-            ntime: claim.ntime,
+/// A claim on its way to a verdict.
+#[derive(Debug, Clone)]
+pub struct Submitted<'a> {
+    job: FrozenJob<'a>,
+    /// On an extended channel: what the merkle root is yet to be made of.
+    extranonce: Option<Extranonce>,
+    rolled: [u8; EXTRANONCE_ROLLABLE_LEN],
+    header: HeaderFields,
+    hash: [u8; 32],
+}
+
+impl<'a> Submitted<'a> {
+    /// A header as far as it can be put together without hashing.
+    ///
+    /// # Errors
+    /// No header can be made of the claim.
+    pub fn new(job: FrozenJob<'a>, claim: &Claim) -> Result<Self, Refusal> {
+        let mut rolled = [0; EXTRANONCE_ROLLABLE_LEN];
+        let (merkle_root, extranonce) = match (&claim.rolled, job.merkle_root) {
+            (None, Some(root)) => (root, None),
+            (Some(extranonce), None) => {
+                let full = job.prefix.followed_by(extranonce.as_slice());
+                let full = full.ok_or(Refusal::BadExtranonceSize)?;
+                rolled.copy_from_slice(extranonce.as_slice());
+                ([0; 32], Some(full))
+            }
+            // The other kind of channel's message: the server looks before it asks.
+            (None, None) | (Some(_), Some(_)) => return Err(Refusal::InvalidChannelId),
+        };
+        let header = HeaderFields {
             version: claim.version,
-            rolled,
-            difficulty,
-            is_block,
-        })
-    });
-    Verdict { header: Some(header), is_block, outcome }
+            prev_hash: job.tip.hash,
+            merkle_root,
+            ntime: claim.ntime,
+            nbits: job.tip.nbits,
+            nonce: claim.nonce,
+        };
+        Ok(Self { job, extranonce, rolled, header, hash: [0; 32] })
+    }
+
+    /// The job that it names.
+    #[must_use]
+    pub fn job(&self) -> &FrozenJob<'a> {
+        &self.job
+    }
+
+    /// Judges the claim once it is hashed. `clock` is ours, unix seconds. Whether the proof is new is
+    /// not asked here (`Seen`).
+    #[must_use]
+    pub fn verdict(&self, clock: u32) -> Verdict {
+        let Self { job, header, hash, rolled, .. } = self;
+        // Asked before anything can refuse the share: a header that our rules dislike is still a block
+        // to the network (and on regtest a block can miss the channel's target).
+        let is_block = job.network_target.is_met_by(hash);
+        let outcome = check_rolled_fields(job, header, clock).and_then(|()| {
+            let meets_target = job.target.is_met_by(hash);
+            if !is_block && !meets_target {
+                return Err(Refusal::DifficultyTooLow);
+            }
+            // Credit is for meeting the job's target. Paying a block that missed it at the job's
+            // difficulty would pay a client that asks for a target beyond the network's many times for
+            // each hash.
+            let difficulty = if meets_target { job.difficulty } else { Difficulty::MIN };
+            Ok(Proof {
+                hash: *hash,
+                nonce: header.nonce,
+                ntime: header.ntime,
+                version: header.version,
+                rolled: *rolled,
+                difficulty,
+                is_block,
+            })
+        });
+        Verdict { header: *header, is_block, outcome }
+    }
+}
+
+/// Hashes every claim's header, and on extended channels what its merkle root is made of first.
+pub fn hash(shares: &mut [&mut Submitted<'_>]) {
+    for share in shares {
+        if let Some(extranonce) = &share.extranonce {
+            share.header.merkle_root = share.job.job.merkle_root(extranonce);
+        }
+        share.hash = share.header.hash();
+    }
 }
 
 /// ntime and version (rules P42, P43, P45).
-fn check_rolled_fields(job: &FrozenJob, claim: &Claim, clock: u32) -> Result<(), Refusal> {
+fn check_rolled_fields(
+    job: &FrozenJob<'_>,
+    header: &HeaderFields,
+    clock: u32,
+) -> Result<(), Refusal> {
     let elapsed = clock.saturating_sub(job.since);
     let latest = job
         .min_ntime
@@ -191,10 +231,10 @@ fn check_rolled_fields(job: &FrozenJob, claim: &Claim, clock: u32) -> Result<(),
         .min(clock.saturating_add(NTIME_AHEAD_MAX_S))
         // A tip from a node whose clock runs ahead of ours may start later than that.
         .max(job.min_ntime);
-    if claim.ntime < job.min_ntime || claim.ntime > latest {
+    if header.ntime < job.min_ntime || header.ntime > latest {
         return Err(Refusal::InvalidNtime);
     }
-    let changed = claim.version ^ job.job.version();
+    let changed = header.version ^ job.job.version();
     if changed & !VERSION_ROLLING_MASK != 0 {
         return Err(Refusal::InvalidVersionBit);
     }

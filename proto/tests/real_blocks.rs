@@ -14,13 +14,13 @@ use std::sync::Arc;
 use bitcoin::consensus::{deserialize, deserialize_partial, serialize};
 use bitcoin::hashes::Hash;
 
-use common::{Link, Share};
+use common::{Link, Share, judge, kept};
 use proto::extranonce::{ExtranonceAllocator, ExtranoncePrefix};
 use proto::job::{ActiveTemplate, Job, JobId};
 use proto::limits::{EXTRANONCE_LEN, EXTRANONCE_PREFIX_LEN, VERSION_ROLLING_MASK};
 use proto::mining::server::Policy;
 use proto::mining::{Kind, Now};
-use proto::share::{Claim, FrozenJob, Refusal, check};
+use proto::share::{Claim, FrozenJob, Refusal, Submitted};
 use proto::target::{Difficulty, Target};
 use proto::template::{CoinbaseParts, PrevHash, Template, TemplateId, merkle_path};
 use proto::wire::B032;
@@ -123,7 +123,7 @@ impl Mined {
         }
     }
 
-    fn job_of(&self, coinbase: CoinbaseParts, merkle_path: Vec<[u8; 32]>) -> Arc<Job> {
+    fn job_of(&self, coinbase: CoinbaseParts, merkle_path: Vec<[u8; 32]>) -> Job {
         let template = Template {
             id: TemplateId(1),
             height: 1,
@@ -140,20 +140,19 @@ impl Mined {
             transactions: Arc::new(self.transactions.clone()),
             commits_to_witnesses: true,
         };
-        Arc::new(Job::from_parts(Arc::new(template), coinbase))
+        Job::from_parts(Arc::new(template), coinbase)
     }
 
-    fn job(&self) -> Arc<Job> {
+    fn job(&self) -> Job {
         self.job_of(self.parts(), merkle_path(&self.txids))
     }
 
     /// The job as the miner's channel had it, at the network's own target.
-    fn frozen(&self) -> FrozenJob {
+    fn frozen(&self) -> FrozenJob<'static> {
         let tip = self.tip();
         let network_target = Target::from_compact(tip.nbits);
         FrozenJob {
-            id: JobId(1),
-            job: self.job(),
+            job: kept(self.job()),
             tip,
             network_target,
             difficulty: Difficulty::easiest_within(network_target).unwrap(),
@@ -177,8 +176,8 @@ impl Mined {
     }
 
     /// Fails if this job and claim make a block or a share.
-    fn refused(&self, job: &FrozenJob, claim: &Claim, what: &str) {
-        let verdict = check(job, claim, self.header.time + 10);
+    fn refused(&self, job: &FrozenJob<'_>, claim: &Claim, what: &str) {
+        let verdict = judge(job, claim, self.header.time + 10);
         assert!(!verdict.is_block, "{}: a block with {what} flipped", self.name);
         assert!(verdict.outcome.is_err(), "{}: a share with {what} flipped", self.name);
     }
@@ -276,9 +275,9 @@ fn another_nonce_a_second_later_or_another_version_is_told_no() {
 fn no_bit_of_the_header_can_be_flipped() {
     for mined in [testnet(), mainnet()] {
         let (job, claim) = (mined.frozen(), mined.claim());
-        let verdict = check(&job, &claim, mined.header.time + 10);
+        let verdict = judge(&job, &claim, mined.header.time + 10);
         assert!(verdict.is_block && verdict.outcome.is_ok());
-        let header = verdict.header.unwrap();
+        let header = verdict.header;
         assert_eq!(header.merkle_root, mined.header.merkle_root.to_byte_array());
         for bit in 0..640 {
             let bytes = flipped(&header.to_bytes(), bit);
@@ -308,13 +307,13 @@ fn no_bit_of_coinbase_or_extranonce_can_be_flipped() {
         for bit in 0..8 * parts.prefix.len() {
             let coinbase = CoinbaseParts { prefix: flipped(&parts.prefix, bit), ..parts.clone() };
             let other = mined.job_of(coinbase, path.clone());
-            let job = FrozenJob { job: other, ..job.clone() };
+            let job = FrozenJob { job: &other, ..job.clone() };
             mined.refused(&job, &claim, &format!("coinbase prefix bit {bit}"));
         }
         for bit in 0..8 * parts.suffix.len() {
             let coinbase = CoinbaseParts { suffix: flipped(&parts.suffix, bit), ..parts.clone() };
             let other = mined.job_of(coinbase, path.clone());
-            let job = FrozenJob { job: other, ..job.clone() };
+            let job = FrozenJob { job: &other, ..job.clone() };
             mined.refused(&job, &claim, &format!("coinbase suffix bit {bit}"));
         }
         for bit in 0..8 * EXTRANONCE_LEN {
@@ -337,12 +336,14 @@ fn no_bit_of_the_merkle_path_can_be_flipped_nor_a_branch_left_out() {
             for bit in 0..256 {
                 let mut path = path.clone();
                 path[at] = flipped(&path[at], bit).try_into().unwrap();
-                let job = FrozenJob { job: mined.job_of(mined.parts(), path), ..job.clone() };
+                let other = mined.job_of(mined.parts(), path);
+                let job = FrozenJob { job: &other, ..job.clone() };
                 mined.refused(&job, &claim, &format!("bit {bit} of branch {at}"));
             }
             let mut shorter = path.clone();
             shorter.remove(at);
-            let job = FrozenJob { job: mined.job_of(mined.parts(), shorter), ..job.clone() };
+            let other = mined.job_of(mined.parts(), shorter);
+            let job = FrozenJob { job: &other, ..job.clone() };
             mined.refused(&job, &claim, &format!("branch {at}"));
         }
     }
@@ -353,10 +354,10 @@ fn the_same_nonce_on_another_tip_or_with_a_wrong_size_is_nothing() {
     for mined in [testnet(), mainnet()] {
         let (job, claim) = (mined.frozen(), mined.claim());
         let short = Claim { rolled: Some(B032::new(&mined.rolled()[1..]).unwrap()), ..claim };
-        let outcome = check(&job, &short, mined.header.time).outcome;
-        assert_eq!(outcome, Err(Refusal::BadExtranonceSize));
+        let refused = Submitted::new(job.clone(), &short).unwrap_err();
+        assert_eq!(refused, Refusal::BadExtranonceSize);
         let earlier = FrozenJob { min_ntime: mined.header.time + 1, ..job };
-        let verdict = check(&earlier, &claim, mined.header.time);
+        let verdict = judge(&earlier, &claim, mined.header.time);
         // Our rules dislike it, the network would not: it goes out.
         assert!(verdict.is_block);
         assert_eq!(verdict.outcome, Err(Refusal::InvalidNtime));

@@ -318,17 +318,18 @@ impl Twins {
     }
 
     /// Which of our jobs a frame carried, as it carried it.
-    fn job_with(&self, id: u32, body: &JobBody) -> Arc<Job> {
+    fn job_with(&self, id: u32, body: &JobBody) -> Job {
         let active = self.chain.active();
         let prefix = &self.link.client.device(self.standard).prefix;
         let standard = proto::wire::B032::new(prefix).unwrap();
-        let is = |job: &Arc<Job>| match body {
+        let is = |job: &Job| match body {
             JobBody::Standard { merkle_root } => job.merkle_root(&standard) == *merkle_root,
             JobBody::Extended { prefix, suffix, .. } => {
-                (prefix, suffix) == (&job.coinbase().prefix, &job.coinbase().suffix)
+                let coinbase = job.coinbase();
+                (prefix, suffix) == (&coinbase.prefix, &coinbase.suffix)
             }
         };
-        let plain = [Arc::clone(&active.job), Arc::clone(active.next.as_ref().unwrap())];
+        let plain = [active.job.clone(), active.next.clone().unwrap()];
         let numbered = plain.each_ref().map(|job| job.numbered(JobId(id)));
         plain.into_iter().chain(numbered).find(is).expect("one of these")
     }

@@ -58,9 +58,9 @@ impl Batches {
         self.under_way.len() >= CREDIT_BATCHES_OPEN_MAX
     }
 
-    /// Whether another share still finds a place.
-    pub(super) fn has_room(&self) -> bool {
-        !self.ledger_is_behind() || self.receipts.len() < CREDIT_BATCH_WAITING_MAX
+    /// Whether so many shares still find a place.
+    pub(super) fn has_room_for(&self, shares: usize) -> bool {
+        !self.ledger_is_behind() || self.receipts.len() + shares <= CREDIT_BATCH_WAITING_MAX
     }
 
     /// When the open batch must leave, mono ms; not before the ledger answers if it is behind.

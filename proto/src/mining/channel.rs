@@ -1,20 +1,18 @@
-//! One channel of a mining server: who owns it, its search space, its difficulty, the jobs it was given
-//! and the proofs it has shown. Used by `server` alone, which owns every channel of a connection.
+//! One channel of a mining server: who owns it, its search space, its difficulty, the jobs that it alone
+//! was given and the proofs it has shown. Used by `server` alone, which owns every channel of a
+//! connection; the jobs of all channels are in `given`.
 //!
 //! A job is frozen when it is given out; nothing here changes one afterwards.
-
-use std::collections::VecDeque;
-use std::sync::Arc;
 
 use ruint::aliases::U256;
 
 use crate::extranonce::ExtranoncePrefix;
 use crate::job::{Job, JobId};
-use crate::limits::{PAST_JOBS_MAX, STALE_JOBS_MAX};
+use crate::limits::PAST_JOBS_MAX;
+use crate::mining::given::{Given, GivenJobs, Tip};
 use crate::mining::{Kind, Owner};
 use crate::share::{FrozenJob, Proof, Refusal, Seen};
-use crate::target::{Difficulty, Target};
-use crate::template::PrevHash;
+use crate::target::Difficulty;
 use crate::vardiff::Vardiff;
 
 /// A channel and everything that belongs to it.
@@ -26,14 +24,29 @@ pub(super) struct Channel {
     pub(super) vardiff: Vardiff,
     /// Mono time of the last UpdateChannel whose hash rate was listened to.
     pub(super) declared_at_ms: u64,
-    /// Jobs on the present tip, newest last.
-    jobs: VecDeque<FrozenJob>,
-    /// Jobs on earlier tips, newest last.
-    stale: VecDeque<FrozenJob>,
+    /// The connection's jobs are this channel's from this turn on.
+    since_turn: u32,
+    /// The difficulty from a turn on, oldest first; never empty.
+    steps: Vec<(u32, Difficulty)>,
+    /// Jobs that went to this channel alone, newest last.
+    own: Vec<OwnJob>,
+    /// A standard channel's merkle roots of its newest jobs, newest last: what nearly every share is
+    /// on. Others are computed again when one is named.
+    roots: [Option<(JobId, [u8; 32])>; 2],
     seen: Seen,
     /// Difficulty acknowledged but not yet shown in a `new_shares_sum`, scaled by 2^32.
     sum_remainder: U256,
     pub(super) tally: Tally,
+}
+
+#[derive(Debug)]
+struct OwnJob {
+    given: Given,
+    /// Serial of its tip.
+    tip: u32,
+    /// How many jobs the connection had been given before it.
+    turn: u32,
+    difficulty: Difficulty,
 }
 
 /// What a channel did since it was opened.
@@ -53,27 +66,32 @@ pub struct Tally {
 
 /// Where a job id leads on this channel.
 pub(super) enum Found<'a> {
-    Live(&'a FrozenJob),
-    Stale(&'a FrozenJob),
+    Live(FrozenJob<'a>),
+    Stale(FrozenJob<'a>),
     Nothing,
 }
 
 impl Channel {
+    /// A channel that the next job of `jobs` is the first for.
     pub(super) fn new(
         kind: Kind,
         owner: Owner,
         prefix: ExtranoncePrefix,
         vardiff: Vardiff,
         now_ms: u64,
+        jobs: &GivenJobs,
     ) -> Self {
+        let since_turn = jobs.next_turn();
         Self {
             kind,
             owner,
             prefix,
-            vardiff,
             declared_at_ms: now_ms,
-            jobs: VecDeque::new(),
-            stale: VecDeque::new(),
+            since_turn,
+            steps: vec![(since_turn, vardiff.difficulty())],
+            vardiff,
+            own: Vec::new(),
+            roots: [None; 2],
             seen: Seen::default(),
             sum_remainder: U256::ZERO,
             tally: Tally::default(),
@@ -88,48 +106,99 @@ impl Channel {
         }
     }
 
-    /// Gives the channel a job on `tip` at its present difficulty. Beyond `PAST_JOBS_MAX` the oldest
-    /// is forgotten: its shares become `invalid-job-id`.
-    pub(super) fn give(&mut self, given: Given<'_>) {
+    /// Keeps the root that a standard channel was just told.
+    pub(super) fn told_root(&mut self, id: JobId, root: [u8; 32]) {
+        self.roots = [self.roots[1], Some((id, root))];
+    }
+
+    /// Gives a job on the present tip to this channel alone, at its present difficulty.
+    pub(super) fn give(&mut self, given: Given, jobs: &GivenJobs) {
+        if self.own.len() > PAST_JOBS_MAX {
+            self.own.remove(0);
+        }
         let difficulty = self.vardiff.difficulty();
-        self.jobs.push_back(FrozenJob {
-            id: given.id,
-            job: Arc::clone(given.job),
-            tip: given.tip,
-            network_target: Target::from_compact(given.tip.nbits),
+        let (tip, turn) = (jobs.tip().serial, jobs.next_turn());
+        self.own.push(OwnJob { given, tip, turn, difficulty });
+    }
+
+    /// Jobs from the next on are at the difficulty that `vardiff` has now.
+    pub(super) fn step(&mut self, jobs: &GivenJobs) {
+        let (turn, oldest) = (jobs.next_turn(), jobs.oldest_turn());
+        self.steps.retain(|(from, _)| *from != turn);
+        self.steps.push((turn, self.vardiff.difficulty()));
+        // Of the steps at or before the oldest job only the last says anything. That bounds them by
+        // the jobs that are known.
+        let known = self.steps.iter().rposition(|(from, _)| *from <= oldest).unwrap_or(0);
+        self.steps.drain(..known);
+    }
+
+    /// A new tip: every proof is impossible, and jobs of a tip that is forgotten are too.
+    pub(super) fn retire_jobs(&mut self, jobs: &GivenJobs) {
+        self.own.retain(|own| jobs.tip_of(own.tip).is_some());
+        self.own.shrink_to_fit();
+        self.seen.clear();
+    }
+
+    /// A job by its id. Of the present tip's the newest and `PAST_JOBS_MAX` before it are known, those
+    /// of all channels and its own counted together.
+    pub(super) fn find<'a>(&'a self, id: JobId, jobs: &'a GivenJobs) -> Found<'a> {
+        let own = self.own.iter().rposition(|own| own.given.id == id);
+        let found = match own {
+            Some(at) => self.find_own(at, jobs),
+            None => self.find_given(id, jobs),
+        };
+        let Some((job, is_live, later)) = found else { return Found::Nothing };
+        match is_live {
+            true if later > PAST_JOBS_MAX => Found::Nothing,
+            true => Found::Live(job),
+            false => Found::Stale(job),
+        }
+    }
+
+    /// The job, whether its tip is the tip, and how many jobs came after it.
+    fn find_own<'a>(
+        &'a self,
+        at: usize,
+        jobs: &'a GivenJobs,
+    ) -> Option<(FrozenJob<'a>, bool, usize)> {
+        let OwnJob { given, tip, turn, difficulty } = &self.own[at];
+        let tip = jobs.tip_of(*tip)?;
+        let later = jobs.next_turn().wrapping_sub(*turn) as usize + self.own.len() - 1 - at;
+        Some((self.frozen(given, tip, *difficulty), jobs.is_live(tip), later))
+    }
+
+    /// The same for a job of all channels.
+    fn find_given<'a>(
+        &'a self,
+        id: JobId,
+        jobs: &'a GivenJobs,
+    ) -> Option<(FrozenJob<'a>, bool, usize)> {
+        let found = jobs.find(id).filter(|found| found.turn >= self.since_turn)?;
+        let job = self.frozen(found.given, found.tip, self.difficulty_at(found.turn));
+        let own = self.own.iter().rev().take_while(|own| own.turn > found.turn).count();
+        let later = jobs.next_turn().wrapping_sub(found.turn) as usize - 1 + own;
+        Some((job, jobs.is_live(found.tip), later))
+    }
+
+    fn difficulty_at(&self, turn: u32) -> Difficulty {
+        let step = self.steps.iter().rev().find(|(from, _)| *from <= turn);
+        step.or(self.steps.first()).map_or(self.vardiff.difficulty(), |(_, difficulty)| *difficulty)
+    }
+
+    fn frozen<'a>(&self, given: &'a Given, tip: &Tip, difficulty: Difficulty) -> FrozenJob<'a> {
+        let told = self.roots.iter().flatten().find(|(id, _)| *id == given.id);
+        FrozenJob {
+            job: &given.job,
+            tip: tip.prev,
+            network_target: tip.network_target,
             difficulty,
             target: difficulty.target(),
             min_ntime: given.min_ntime,
             since: given.since,
             prefix: self.prefix,
-            merkle_root: self.root_of(given.job),
-            version_rolling: given.version_rolling,
-        });
-        if self.jobs.len() > PAST_JOBS_MAX + 1 {
-            self.jobs.pop_front();
+            merkle_root: told.map(|(_, root)| *root).or_else(|| self.root_of(&given.job)),
+            version_rolling: true,
         }
-    }
-
-    /// A new tip: every job is stale from now on, every proof impossible.
-    pub(super) fn retire_jobs(&mut self) {
-        self.stale.append(&mut self.jobs);
-        while self.stale.len() > STALE_JOBS_MAX {
-            self.stale.pop_front();
-        }
-        self.seen.clear();
-    }
-
-    pub(super) fn find(&self, id: JobId) -> Found<'_> {
-        let newest_with = |jobs: &'_ VecDeque<FrozenJob>| jobs.iter().rposition(|job| job.id == id);
-        if let Some(at) = newest_with(&self.jobs) {
-            return Found::Live(&self.jobs[at]);
-        }
-        newest_with(&self.stale).map_or(Found::Nothing, |at| Found::Stale(&self.stale[at]))
-    }
-
-    /// The newest job, if there is one.
-    pub(super) fn newest(&self) -> Option<&FrozenJob> {
-        self.jobs.back()
     }
 
     /// `false` if the proof was shown on this channel before.
@@ -137,17 +206,18 @@ impl Channel {
         self.seen.insert(&proof.hash)
     }
 
-    /// Counts a credited share; its difficulty leaves by `take_sum`.
-    pub(super) fn credit(&mut self, hash: &[u8; 32], difficulty: Difficulty) {
-        self.tally.accepted += 1;
-        self.tally.work = self.tally.work.saturating_add(difficulty.target().work());
-        self.sum_remainder = self.sum_remainder.saturating_add(difficulty.scaled());
-        let better = self
-            .tally
-            .best
-            .is_none_or(|best| U256::from_le_bytes(*hash) < U256::from_le_bytes(best));
-        if better {
-            self.tally.best = Some(*hash);
+    /// Counts credited shares of one difficulty, the best of them with this hash; their difficulty
+    /// leaves by `take_sum`.
+    pub(super) fn credit(&mut self, shares: u32, best: &[u8; 32], difficulty: Difficulty) {
+        let count = U256::from(shares);
+        let work = difficulty.target().work().saturating_mul(count);
+        let sum = difficulty.scaled().saturating_mul(count);
+        self.tally.accepted += u64::from(shares);
+        self.tally.work = self.tally.work.saturating_add(work);
+        self.sum_remainder = self.sum_remainder.saturating_add(sum);
+        let better = |known: &[u8; 32]| best.iter().rev().lt(known.iter().rev());
+        if self.tally.best.as_ref().is_none_or(better) {
+            self.tally.best = Some(*best);
         }
     }
 
@@ -160,20 +230,11 @@ impl Channel {
     }
 }
 
-/// A job on its way to a channel.
-pub(super) struct Given<'a> {
-    pub(super) id: JobId,
-    pub(super) job: &'a Arc<Job>,
-    pub(super) tip: PrevHash,
-    pub(super) min_ntime: u32,
-    pub(super) since: u32,
-    pub(super) version_rolling: bool,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::extranonce::ExtranonceAllocator;
+    use crate::template::PrevHash;
     use crate::vardiff::VardiffPolicy;
 
     fn channel() -> Channel {
@@ -185,7 +246,8 @@ mod tests {
         let owner = Owner { account: "alice".into(), worker: "".into() };
         let prefix = ExtranonceAllocator::new(1, 1).allocate().expect("the first of 2^32");
         let vardiff = Vardiff::new(policy, 0.0, Difficulty::MIN, 0);
-        Channel::new(Kind::Extended, owner, prefix, vardiff, 0)
+        let tip = PrevHash { hash: [0; 32], nbits: 0x1d00_ffff, min_ntime: 0 };
+        Channel::new(Kind::Extended, owner, prefix, vardiff, 0, &GivenJobs::on(tip))
     }
 
     #[test]
@@ -194,7 +256,7 @@ mod tests {
         let mut sums = Vec::new();
         for _ in 0..9 {
             for _ in 0..3 {
-                channel.credit(&[1; 32], Difficulty::from_log2(-3));
+                channel.credit(1, &[1; 32], Difficulty::from_log2(-3));
             }
             sums.push(channel.take_sum());
         }
@@ -206,11 +268,11 @@ mod tests {
     #[test]
     fn whole_difficulty_is_told_with_the_batch_it_came_in_p49() {
         let mut channel = channel();
-        channel.credit(&[1; 32], Difficulty::from_log2(10));
-        channel.credit(&[1; 32], Difficulty::from_log2(-32));
+        channel.credit(1, &[1; 32], Difficulty::from_log2(10));
+        channel.credit(1, &[1; 32], Difficulty::from_log2(-32));
         assert_eq!(channel.take_sum(), 1_024);
         assert_eq!(channel.take_sum(), 0);
-        channel.credit(&[1; 32], Difficulty::from_log2(62));
+        channel.credit(1, &[1; 32], Difficulty::from_log2(62));
         assert_eq!(channel.take_sum(), 1 << 62);
     }
 
@@ -220,7 +282,7 @@ mod tests {
         let (mut low, mut high) = ([0; 32], [0; 32]);
         (low[0], high[31]) = (0xff, 1);
         for hash in [high, low, high] {
-            channel.credit(&hash, Difficulty::MIN);
+            channel.credit(1, &hash, Difficulty::MIN);
         }
         assert_eq!(channel.tally.best, Some(low));
         assert_eq!(channel.tally.accepted, 3);

@@ -4,6 +4,7 @@
 mod batch;
 mod channel;
 pub mod client;
+mod given;
 pub mod grind;
 pub mod server;
 

@@ -21,6 +21,7 @@ use crate::message::{Message, SetCustomMiningJob, SetCustomMiningJobError, Tlvs,
 use crate::mining::batch::Batches;
 use crate::mining::channel::Channel;
 pub use crate::mining::channel::Tally;
+use crate::mining::given::GivenJobs;
 use crate::mining::{ChannelId, Committed, CreditBatch, Kind, Now, Owner};
 use crate::share::Refusal;
 use crate::target::Difficulty;
@@ -58,6 +59,9 @@ pub enum Input<'a> {
     Message(Message<'a>, Tlvs<'a>),
     /// Everybody mines something else now.
     Template(Arc<ActiveTemplate>),
+    /// Nothing more has come for now: the shares of this burst are judged together. Follows every
+    /// burst of messages; any other input judges them too.
+    BurstEnd,
     /// The ledger has a batch on disk.
     Committed(Committed),
     /// Time went by (`Server::deadline_ms`).
@@ -123,7 +127,7 @@ pub struct FoundBlock {
     /// The full extranonce of its coinbase.
     pub extranonce: Extranonce,
     /// The job that holds the rest of the block.
-    pub job: Arc<Job>,
+    pub job: Job,
     /// Who found it.
     pub owner: Owner,
 }
@@ -140,10 +144,15 @@ pub struct Server {
     active: Arc<ActiveTemplate>,
     /// The job sent ahead for the next tip, known to every channel under this id.
     future: Option<jobs::Ahead>,
-    channels: BTreeMap<ChannelId, Channel>,
+    /// The jobs that went to every channel.
+    given: GivenJobs,
+    /// Boxed: a node of the map has room for eleven.
+    channels: BTreeMap<ChannelId, Box<Channel>>,
     next_channel: u32,
     next_job: u32,
     batches: Batches,
+    /// Shares of this burst.
+    submitted: Vec<shares::Submitted>,
     early: Vec<shares::EarlyShare>,
     /// Hashes of the blocks that were sent last, newest last.
     blocks_sent: VecDeque<[u8; 32]>,
@@ -172,12 +181,14 @@ impl Server {
             flags,
             worker_hashrate: false,
             extranonces,
+            given: GivenJobs::on(active.tip),
             active,
             future: None,
             channels: BTreeMap::new(),
             next_channel: GROUP.0 + 1,
             next_job: 1,
             batches: Batches::default(),
+            submitted: Vec::new(),
             early: Vec::new(),
             blocks_sent: VecDeque::new(),
             jobs_sent_ms: now.mono_ms,
@@ -199,8 +210,12 @@ impl Server {
         input: Input<'_>,
         out: &mut Outbox,
     ) -> Result<(), Violation> {
+        if let Input::Message(message, tlvs) = input {
+            return self.on_message(now, message, tlvs, out);
+        }
+        self.judge_burst(now, out);
         match input {
-            Input::Message(message, tlvs) => self.on_message(now, message, tlvs, out),
+            Input::Message(..) | Input::BurstEnd => Ok(()),
             Input::Template(template) => {
                 self.on_template(now, template, out);
                 Ok(())
@@ -228,7 +243,7 @@ impl Server {
     /// ledger answers.
     #[must_use]
     pub fn takes_more(&self) -> bool {
-        self.batches.has_room()
+        self.batches.has_room_for(self.submitted.len() + 1)
     }
 
     /// Batches that the ledger has not answered yet.
@@ -266,8 +281,15 @@ impl Server {
         match message {
             Message::SubmitSharesExtended(share) => {
                 self.on_extended_share(now, &share, tlvs, out);
+                return Ok(());
             }
-            Message::SubmitSharesStandard(share) => self.on_standard_share(now, &share, out),
+            Message::SubmitSharesStandard(share) => {
+                self.on_standard_share(now, &share, out);
+                return Ok(());
+            }
+            _ => self.judge_burst(now, out),
+        }
+        match message {
             Message::OpenStandardMiningChannel(open) => self.open_standard(now, &open, out)?,
             Message::OpenExtendedMiningChannel(open) => self.open_extended(now, &open, out)?,
             Message::UpdateChannel(update) => self.on_update(now, &update, out)?,

@@ -45,8 +45,7 @@ impl Chain {
                 job: Job::from_parts(
                     Arc::new(empty_template(1, 1)),
                     empty_template(1, 1).coinbase(&[output(0)], b"").unwrap(),
-                )
-                .into(),
+                ),
                 next: None,
             }),
         };
@@ -92,7 +91,7 @@ impl Chain {
 
     fn publish(&mut self, new_tip: bool) {
         let next = match &self.active.next {
-            Some(known) if !new_tip => Some(Arc::clone(known)),
+            Some(known) if !new_tip => Some(known.clone()),
             _ => Some(self.job(self.height + 2, 0)),
         };
         let tip = PrevHash {
@@ -104,14 +103,14 @@ impl Chain {
         self.active = Arc::new(ActiveTemplate { tip, job, next });
     }
 
-    fn job(&mut self, height: u32, transactions: usize) -> Arc<Job> {
+    fn job(&mut self, height: u32, transactions: usize) -> Job {
         let template = self.template(height, transactions);
         let share = template.coinbase_value_sats / self.outputs as u64;
         let rest = template.coinbase_value_sats - share * self.outputs as u64;
         let outputs: Vec<Output> = (0..self.outputs)
             .map(|at| Output { sats: share + if at == 0 { rest } else { 0 }, ..output(at as u8) })
             .collect();
-        Arc::new(Job::new(Arc::new(template), &outputs, TAG).unwrap())
+        Job::new(Arc::new(template), &outputs, TAG).unwrap()
     }
 
     fn template(&mut self, height: u32, transactions: usize) -> Template {

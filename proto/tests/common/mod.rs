@@ -18,13 +18,14 @@ use std::sync::Arc;
 
 use proto::connection::Violation;
 use proto::extranonce::ExtranonceAllocator;
-use proto::job::ActiveTemplate;
+use proto::job::{ActiveTemplate, Job};
 use proto::message::{
     CloseChannel, Message, OpenExtendedMiningChannel, OpenStandardMiningChannel,
     SubmitSharesExtended, SubmitSharesStandard, Tlvs, UpdateChannel,
 };
 use proto::mining::server::{Effect, FoundBlock, Input, Outbox, Policy, Server};
 use proto::mining::{Committed, CreditBatch, Kind, Now};
+use proto::share::{Claim, FrozenJob, Submitted, Verdict, hash};
 use proto::target::{Difficulty, Target};
 use proto::wire::{B032, Str0255};
 
@@ -48,6 +49,18 @@ pub fn easy_policy() -> Policy {
 /// The same floor with a difficulty that follows the shares.
 pub fn lively_policy() -> Policy {
     Policy { floor: Difficulty::MIN, ..Policy::default() }
+}
+
+/// A claim judged by itself; it must be one that a header can be made of.
+pub fn judge(job: &FrozenJob<'_>, claim: &Claim, clock: u32) -> Verdict {
+    let mut share = Submitted::new(job.clone(), claim).unwrap();
+    hash(&mut [&mut share]);
+    share.verdict(clock)
+}
+
+/// A job for as long as the test runs.
+pub fn kept(job: Job) -> &'static Job {
+    Box::leak(Box::new(job))
 }
 
 /// One connection as both ends see it: the server, the client's understanding of what it said, time.
@@ -93,6 +106,8 @@ impl Link {
     pub fn handle(&mut self, input: Input<'_>) -> Result<Vec<Said>, Violation> {
         let mut out = Outbox::default();
         let answer = self.server.handle(self.now, input, &mut out);
+        let ended = self.server.handle(self.now, Input::BurstEnd, &mut out);
+        let answer = answer.and(ended);
         let said = decode(&out.frames);
         self.client.hear_all(&said);
         self.effects.extend(out.effects);

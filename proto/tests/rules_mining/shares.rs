@@ -12,21 +12,21 @@ use proto::limits::{
 };
 use proto::mining::Kind;
 use proto::mining::server::{Effect, Policy};
-use proto::share::{Claim, FrozenJob, Refusal, check};
+use proto::share::{Claim, FrozenJob, Refusal};
 use proto::target::{Difficulty, Target};
 use proto::wire::B032;
 
 use crate::common::{
     ANY_TARGET, Chain, HARD_NBITS, Ledger, Link, REGTEST_NBITS, START_S, Said, Share, easy_policy,
+    judge, kept,
 };
 
 /// A job as channel `prefix` was given it, with the easiest target there is.
-fn frozen(chain: &Chain, prefix: [u8; 8]) -> FrozenJob {
+fn frozen(chain: &Chain, prefix: [u8; 8]) -> FrozenJob<'static> {
     let active = chain.active();
     let difficulty = Difficulty::MIN;
     FrozenJob {
-        id: JobId(1),
-        job: active.job.clone(),
+        job: kept(active.job.clone()),
         tip: active.tip,
         network_target: Target::from_compact(active.tip.nbits),
         difficulty,
@@ -39,9 +39,9 @@ fn frozen(chain: &Chain, prefix: [u8; 8]) -> FrozenJob {
     }
 }
 
-fn claim_on(job: &FrozenJob) -> Claim {
+fn claim_on(job: &FrozenJob<'_>) -> Claim {
     Claim {
-        job: job.id,
+        job: JobId(1),
         nonce: 7,
         ntime: job.min_ntime,
         version: job.job.version(),
@@ -64,20 +64,20 @@ fn refusal(said: &[Said], share: &Share) -> String {
 fn a_hash_at_the_target_is_good_and_one_above_it_is_not_p40() {
     let mut job = frozen(&Chain::new(HARD_NBITS), [1; 8]);
     let claim = claim_on(&job);
-    let hash = check(&job, &claim, START_S).header.unwrap().hash();
+    let hash = judge(&job, &claim, START_S).header.hash();
     job.target = Target::from_le_bytes(hash);
-    assert!(check(&job, &claim, START_S).outcome.is_ok());
+    assert!(judge(&job, &claim, START_S).outcome.is_ok());
     let mut below = hash;
     below[0] = hash[0].checked_sub(1).expect("this header's lowest byte is not 0");
     job.target = Target::from_le_bytes(below);
-    assert_eq!(check(&job, &claim, START_S).outcome, Err(Refusal::DifficultyTooLow));
+    assert_eq!(judge(&job, &claim, START_S).outcome, Err(Refusal::DifficultyTooLow));
 }
 
 #[test]
 fn the_target_that_was_said_is_the_one_that_is_kept_p40() {
     let floor = Difficulty::from_log2(-28);
     for kind in [Kind::Standard, Kind::Extended] {
-        let policy = Policy { floor, ..Policy::default() };
+        let policy = Policy { floor, ..easy_policy() };
         let mut link = Link::with(policy, 0, Chain::new(HARD_NBITS).active());
         let channel = link.open_at_floor(kind);
         let work = link.client.work(channel).clone();
@@ -154,13 +154,13 @@ fn ntime_never_runs_further_ahead_of_our_clock_than_a_block_may_p42() {
     let mut chain = Chain::new(HARD_NBITS);
     chain.advance_at(START_S + NTIME_AHEAD_MAX_S - 10);
     let job = frozen(&chain, [1; 8]);
-    let at = |ntime| check(&job, &Claim { ntime, ..claim_on(&job) }, START_S).outcome.is_ok();
+    let at = |ntime| judge(&job, &Claim { ntime, ..claim_on(&job) }, START_S).outcome.is_ok();
     assert!(at(START_S + NTIME_AHEAD_MAX_S));
     assert!(!at(START_S + NTIME_AHEAD_MAX_S + 1));
     // A tip that starts later still can be mined at its start and nowhere else.
     chain.advance_at(START_S + 2 * NTIME_AHEAD_MAX_S);
     let job = frozen(&chain, [1; 8]);
-    let at = |ntime| check(&job, &Claim { ntime, ..claim_on(&job) }, START_S).outcome.is_ok();
+    let at = |ntime| judge(&job, &Claim { ntime, ..claim_on(&job) }, START_S).outcome.is_ok();
     assert!(at(job.min_ntime) && !at(job.min_ntime + 1) && !at(job.min_ntime - 1));
 }
 
@@ -223,9 +223,9 @@ fn a_job_that_forbids_rolling_takes_its_version_alone_p45() {
     let mut job = frozen(&Chain::new(HARD_NBITS), [1; 8]);
     job.version_rolling = false;
     let claim = claim_on(&job);
-    assert!(check(&job, &claim, START_S).outcome.is_ok());
+    assert!(judge(&job, &claim, START_S).outcome.is_ok());
     let rolled = Claim { version: claim.version ^ (1 << 13), ..claim };
-    let outcome = check(&job, &rolled, START_S).outcome;
+    let outcome = judge(&job, &rolled, START_S).outcome;
     assert_eq!(outcome, Err(Refusal::VersionRollingNotAllowed));
 }
 
@@ -346,7 +346,7 @@ fn a_share_is_judged_with_the_prefix_of_its_job_p51() {
     let chain = Chain::new(HARD_NBITS);
     let (before, after) = (frozen(&chain, [1; 8]), frozen(&chain, [2; 8]));
     let claim = claim_on(&before);
-    let root = |job| check(job, &claim, START_S).header.unwrap().merkle_root;
+    let root = |job| judge(job, &claim, START_S).header.merkle_root;
     assert_ne!(root(&before), root(&after));
     let full = before.prefix.followed_by(&[3; EXTRANONCE_ROLLABLE_LEN]).unwrap();
     assert_eq!(root(&before), before.job.merkle_root(&full));

@@ -100,7 +100,7 @@ impl Server {
             Ok(channel) => {
                 let id = ChannelId(self.next_channel);
                 self.next_channel += 1;
-                self.channels.insert(id, channel);
+                self.channels.insert(id, Box::new(channel));
                 out.effects.push(Effect::Opened(id));
                 Ok(Some(id))
             }
@@ -153,7 +153,7 @@ impl Server {
             ceiling: Difficulty::from_log2(DIFFICULTY_LOG2_MAX),
         };
         let vardiff = Vardiff::new(policy, asked.nominal_hash_rate, easiest, now.mono_ms);
-        Ok(Channel::new(asked.kind, owner, prefix, vardiff, now.mono_ms))
+        Ok(Channel::new(asked.kind, owner, prefix, vardiff, now.mono_ms, &self.given))
     }
 
     /// The easiest difficulty that a client's limit allows; `None` if no difficulty of ours is within
@@ -215,7 +215,7 @@ impl Server {
                 out.effects.push(Effect::Closed(id, channel.owner));
             }
         }
-        self.early.retain(|share| self.channels.contains_key(&share.channel));
+        self.early.retain(|share| self.channels.contains_key(&share.channel()));
     }
 }
 

@@ -1,19 +1,21 @@
 //! Shares: from a submit message to a place in the open batch, a block, or one refusal; and from a
 //! committed batch to SubmitShares.Success. Part of `mining::server`.
+//!
+//! The shares of one burst are found their jobs, hashed together, then settled in the order they came.
 
 use std::sync::Arc;
 
 use super::{Effect, FoundBlock, Outbox, Server};
 use crate::extranonce::ExtranoncePrefix;
-use crate::job::JobId;
-use crate::limits::{BLOCKS_SENT_MAX, EARLY_SHARE_WAIT_MS, EARLY_SHARES_MAX};
+use crate::job::{Job, JobId};
+use crate::limits::{BLOCKS_SENT_MAX, EARLY_SHARE_WAIT_MS, EARLY_SHARES_MAX, SHARES_AT_ONCE_MAX};
 use crate::message::{
     SubmitSharesError, SubmitSharesExtended, SubmitSharesStandard, SubmitSharesSuccess, Tlvs,
 };
 use crate::mining::batch::Receipt;
-use crate::mining::channel::Found;
+use crate::mining::channel::{Channel, Found};
 use crate::mining::{ChannelId, Committed, CreditGroup, Kind, Now, Owner};
-use crate::share::{Claim, FrozenJob, Proof, Refusal, Verdict, check};
+use crate::share::{self, Claim, FrozenJob, Proof, Refusal, Verdict};
 use crate::target::Difficulty;
 use crate::template::TemplateId;
 use crate::wire::Str0255;
@@ -21,18 +23,41 @@ use crate::wire::Str0255;
 /// A share on a job whose tip we have not heard of yet (rule P53).
 #[derive(Debug)]
 pub(super) struct EarlyShare {
-    pub(super) channel: ChannelId,
     submitted: Submitted,
     came_ms: u64,
 }
 
+impl EarlyShare {
+    pub(super) fn channel(&self) -> ChannelId {
+        self.submitted.channel
+    }
+}
+
+/// What a submit message says.
 #[derive(Debug, Clone)]
-struct Submitted {
+pub(super) struct Submitted {
+    channel: ChannelId,
+    kind: Kind,
     sequence_number: u32,
     claim: Claim,
     worker: Option<Arc<str>>,
     /// It carries a worker's name that is none (rule G17).
     name_is_bad: bool,
+}
+
+/// A share that no job was found for.
+enum Lost {
+    Refused(Refusal),
+    /// On the job that waits for its tip.
+    Early,
+}
+
+/// What becomes of a share.
+enum Fate {
+    Lost(Lost),
+    /// Too late for credit, but a block may still win its race.
+    Stale(Option<Box<FoundBlock>>),
+    Judged(Judged),
 }
 
 /// What is left of a job once a share of it is judged.
@@ -67,8 +92,9 @@ impl Server {
             rolled: Some(share.extranonce),
         };
         let sequence_number = share.sequence_number;
-        let submitted = Submitted { sequence_number, claim, worker, name_is_bad };
-        self.on_share(now, channel, Kind::Extended, submitted, out);
+        let kind = Kind::Extended;
+        let submitted = Submitted { channel, kind, sequence_number, claim, worker, name_is_bad };
+        self.on_share(now, submitted, out);
     }
 
     pub(super) fn on_standard_share(
@@ -85,8 +111,10 @@ impl Server {
             rolled: None,
         };
         let sequence_number = share.sequence_number;
-        let submitted = Submitted { sequence_number, claim, worker: None, name_is_bad: false };
-        self.on_share(now, ChannelId(share.channel_id), Kind::Standard, submitted, out);
+        let channel = ChannelId(share.channel_id);
+        let (kind, worker, name_is_bad) = (Kind::Standard, None, false);
+        let submitted = Submitted { channel, kind, sequence_number, claim, worker, name_is_bad };
+        self.on_share(now, submitted, out);
     }
 
     /// The worker's name that the share itself carries. Without extension 0x0002 stray TLVs mean
@@ -103,64 +131,91 @@ impl Server {
         Ok(Some(name.into()))
     }
 
-    fn on_share(
-        &mut self,
-        now: Now,
-        id: ChannelId,
-        kind: Kind,
-        submitted: Submitted,
-        out: &mut Outbox,
-    ) {
-        let sequence_number = submitted.sequence_number;
-        let Some(channel) = self.channels.get(&id).filter(|channel| channel.kind == kind) else {
-            return self.refuse(id, sequence_number, Refusal::InvalidChannelId, out);
-        };
-        match channel.find(submitted.claim.job) {
-            Found::Live(job) => {
-                let verdict = check(job, &submitted.claim, now.unix_s);
-                let judged = Judged {
-                    template: job.job.template().id,
-                    coinbase_sequence: job.job.coinbase_sequence(),
-                    prev_hash: job.tip.hash,
-                    prefix: job.prefix,
-                    outcome: match submitted.name_is_bad {
-                        true => Err(Refusal::InvalidUserIdentity),
-                        false => verdict.outcome,
-                    },
-                    block: found_block(job, &channel.owner, &submitted, &verdict),
-                };
-                self.settle(now, id, &submitted, judged, out);
-            }
-            Found::Stale(job) => {
-                // Too late for credit, but a block may still win its race.
-                let verdict = check(job, &submitted.claim, now.unix_s);
-                let block = found_block(job, &channel.owner, &submitted, &verdict);
-                self.send_block(block, out);
-                self.refuse(id, sequence_number, Refusal::StaleShare, out);
-            }
-            Found::Nothing
-                if self.is_future(submitted.claim.job) && self.early.len() < EARLY_SHARES_MAX =>
-            {
-                self.early.push(EarlyShare { channel: id, submitted, came_ms: now.mono_ms });
-            }
-            Found::Nothing => self.refuse(id, sequence_number, Refusal::InvalidJobId, out),
+    fn on_share(&mut self, now: Now, submitted: Submitted, out: &mut Outbox) {
+        self.submitted.push(submitted);
+        if self.submitted.len() >= SHARES_AT_ONCE_MAX {
+            self.judge_burst(now, out);
         }
+    }
+
+    /// Judges what was submitted since the last time, and answers or batches it.
+    pub(super) fn judge_burst(&mut self, now: Now, out: &mut Outbox) {
+        if self.submitted.is_empty() {
+            return;
+        }
+        let burst = std::mem::take(&mut self.submitted);
+        let fates = self.fates(&burst, now);
+        for (submitted, fate) in burst.iter().zip(fates) {
+            let Submitted { channel, sequence_number, .. } = *submitted;
+            match fate {
+                Fate::Lost(Lost::Refused(refusal)) => {
+                    self.refuse(channel, sequence_number, refusal, out)
+                }
+                Fate::Lost(Lost::Early) if self.early.len() < EARLY_SHARES_MAX => {
+                    let (submitted, came_ms) = (submitted.clone(), now.mono_ms);
+                    self.early.push(EarlyShare { submitted, came_ms });
+                }
+                Fate::Lost(Lost::Early) => {
+                    self.refuse(channel, sequence_number, Refusal::InvalidJobId, out);
+                }
+                Fate::Stale(block) => {
+                    self.send_block(block, out);
+                    self.refuse(channel, sequence_number, Refusal::StaleShare, out);
+                }
+                Fate::Judged(judged) => self.settle(now, submitted, judged, out),
+            }
+        }
+        self.check_difficulties_of(&burst, now, out);
+    }
+
+    /// What each share of a burst is; nothing is changed yet.
+    fn fates(&self, burst: &[Submitted], now: Now) -> Vec<Fate> {
+        let mut found: Vec<_> = burst.iter().map(|submitted| self.find(submitted)).collect();
+        let headed = found.iter_mut().filter_map(|found| found.as_mut().ok());
+        let mut shares: Vec<_> = headed.map(|headed| &mut headed.share).collect();
+        share::hash(&mut shares);
+        let judged = found.into_iter().zip(burst).map(|(found, submitted)| match found {
+            Ok(headed) => headed.fate(submitted, now),
+            Err(lost) => Fate::Lost(lost),
+        });
+        judged.collect()
+    }
+
+    fn find(&self, submitted: &Submitted) -> Result<Headed<'_>, Lost> {
+        let Submitted { channel: id, kind, claim, .. } = submitted;
+        let Some(channel) = self.channels.get(id).filter(|channel| channel.kind == *kind) else {
+            return Err(Lost::Refused(Refusal::InvalidChannelId));
+        };
+        let (job, is_live) = match channel.find(claim.job, &self.given) {
+            Found::Live(job) => (job, true),
+            Found::Stale(job) => (job, false),
+            Found::Nothing if self.is_future(claim.job) => return Err(Lost::Early),
+            Found::Nothing => return Err(Lost::Refused(Refusal::InvalidJobId)),
+        };
+        let refused = |refusal| Lost::Refused(if is_live { refusal } else { Refusal::StaleShare });
+        let share = share::Submitted::new(job, claim).map_err(refused)?;
+        Ok(Headed { share, channel, is_live })
     }
 
     fn is_future(&self, job: JobId) -> bool {
         self.future.as_ref().is_some_and(|ahead| ahead.id == job)
     }
 
+    /// Once for each channel of a burst: between shares of one moment there is nothing to learn.
+    fn check_difficulties_of(&mut self, burst: &[Submitted], now: Now, out: &mut Outbox) {
+        let mut checked = None;
+        for Submitted { channel, .. } in burst {
+            if checked != Some(*channel) {
+                self.check_difficulty(now, *channel, out);
+            }
+            checked = Some(*channel);
+        }
+    }
+
     /// Acts on a verdict: the block first, then the credit or the refusal.
-    fn settle(
-        &mut self,
-        now: Now,
-        id: ChannelId,
-        submitted: &Submitted,
-        judged: Judged,
-        out: &mut Outbox,
-    ) {
+    fn settle(&mut self, now: Now, submitted: &Submitted, judged: Judged, out: &mut Outbox) {
         let Judged { template, coinbase_sequence, prev_hash, prefix, outcome, block } = judged;
+        let Submitted { channel: id, sequence_number, ref worker, .. } = *submitted;
         let Some(channel) = self.channels.get_mut(&id) else { return };
         let outcome = match outcome {
             Ok(proof) if !channel.remember(&proof) => Err(Refusal::DuplicateShare),
@@ -173,16 +228,16 @@ impl Server {
         let Some(channel) = self.channels.get_mut(&id) else { return };
         let proof = match outcome {
             Ok(proof) => proof,
-            Err(refusal) => return self.refuse(id, submitted.sequence_number, refusal, out),
+            Err(refusal) => return self.refuse(id, sequence_number, refusal, out),
         };
 
         channel.tally.last_share_ms = Some(now.mono_ms);
         channel.vardiff.share(now.mono_ms, proof.difficulty);
-        let changed = channel.vardiff.check(now.mono_ms).is_some();
-        let owner = owner_with(&channel.owner, submitted.worker.as_ref());
+        let worker = worker.as_ref().unwrap_or(&channel.owner.worker);
+        let account = &channel.owner.account;
         let receipt = Receipt {
             channel: id,
-            sequence_number: submitted.sequence_number,
+            sequence_number,
             hash: proof.hash,
             difficulty: proof.difficulty,
             received_ms: now.mono_ms,
@@ -190,7 +245,7 @@ impl Server {
         let full = self.batches.add(
             || CreditGroup {
                 channel: id,
-                owner: owner.clone(),
+                owner: Owner { account: Arc::clone(account), worker: Arc::clone(worker) },
                 extranonce_prefix: prefix,
                 template,
                 coinbase_sequence,
@@ -202,15 +257,12 @@ impl Server {
                     && open.template == template
                     && open.coinbase_sequence == coinbase_sequence
                     && open.prev_hash == prev_hash
-                    && open.owner == owner
+                    && open.owner.worker == *worker
             },
             proof,
             receipt,
         );
         out.effects.extend(full.map(Effect::Credit));
-        if changed {
-            self.announce_target(now, id, out);
-        }
     }
 
     /// A block goes out once: its share may come again, credited, refused or stale, and must not put
@@ -256,20 +308,29 @@ impl Server {
                 self.refuse(channel, sequence_number, Refusal::DuplicateShare, out);
             }
         }
-        // In order of first shares; a batch has at most CREDIT_BATCH_MAX of them.
+        // In order of first shares.
         let mut answers: Vec<(ChannelId, u32, u32)> = Vec::new();
-        let mut credited: Vec<(ChannelId, Difficulty, u32)> = Vec::new();
+        let mut credited: Vec<Credited> = Vec::new();
         for receipt in receipts {
             let Receipt { channel: id, sequence_number, hash, difficulty, .. } = receipt;
-            let Some(channel) = self.channels.get_mut(&id) else { continue };
-            channel.credit(&hash, difficulty);
-            match answers.iter_mut().find(|(channel, ..)| *channel == id) {
+            if !self.channels.contains_key(&id) {
+                continue;
+            }
+            // The newest first: shares of one channel mostly stand together.
+            match answers.iter_mut().rev().find(|(channel, ..)| *channel == id) {
                 Some((_, last, count)) => (*last, *count) = (sequence_number, *count + 1),
                 None => answers.push((id, sequence_number, 1)),
             }
-            match credited.iter_mut().find(|(channel, at, _)| *channel == id && *at == difficulty) {
-                Some((.., count)) => *count += 1,
-                None => credited.push((id, difficulty, 1)),
+            let same =
+                |known: &&mut Credited| (known.channel, known.difficulty) == (id, difficulty);
+            match credited.iter_mut().rev().find(same) {
+                Some(known) => known.add(&hash),
+                None => credited.push(Credited { channel: id, difficulty, shares: 1, best: hash }),
+            }
+        }
+        for Credited { channel, difficulty, shares, best } in &credited {
+            if let Some(channel) = self.channels.get_mut(channel) {
+                channel.credit(*shares, best, *difficulty);
             }
         }
         for (id, last_sequence_number, new_submits_accepted_count) in answers {
@@ -281,7 +342,8 @@ impl Server {
                 new_shares_sum: channel.take_sum(),
             });
         }
-        out.effects.extend(credited.into_iter().map(|(channel, difficulty, shares)| {
+        out.effects.extend(credited.into_iter().map(|credited| {
+            let Credited { channel, difficulty, shares, .. } = credited;
             Effect::Acknowledged { channel, difficulty, shares, oldest_ms }
         }));
     }
@@ -292,12 +354,8 @@ impl Server {
             .into_iter()
             .partition(|share: &EarlyShare| share.submitted.claim.job == job);
         self.early = waiting;
-        for EarlyShare { channel, submitted, .. } in ready {
-            let Some(kind) = self.channels.get(&channel).map(|channel| channel.kind) else {
-                continue;
-            };
-            self.on_share(now, channel, kind, submitted, out);
-        }
+        self.submitted.extend(ready.into_iter().map(|share| share.submitted));
+        self.judge_burst(now, out);
     }
 
     /// Early shares whose tip did not come in time, or whose job was replaced, are refused.
@@ -309,8 +367,9 @@ impl Server {
                     && Some(share.submitted.claim.job) == future
             });
         self.early = keep;
-        for EarlyShare { channel, submitted, .. } in gone {
-            self.refuse(channel, submitted.sequence_number, Refusal::InvalidJobId, out);
+        for EarlyShare { submitted, .. } in gone {
+            let Submitted { channel, sequence_number, .. } = submitted;
+            self.refuse(channel, sequence_number, Refusal::InvalidJobId, out);
         }
     }
 }
@@ -328,31 +387,76 @@ fn take_duplicates(receipts: &mut Vec<Receipt>, named: &[[u8; 32]]) -> Vec<Recei
     taken
 }
 
+/// Shares of one channel and one difficulty in a committed batch.
+struct Credited {
+    channel: ChannelId,
+    difficulty: Difficulty,
+    shares: u32,
+    /// The lowest hash of them.
+    best: [u8; 32],
+}
+
+impl Credited {
+    fn add(&mut self, hash: &[u8; 32]) {
+        self.shares += 1;
+        if hash.iter().rev().lt(self.best.iter().rev()) {
+            self.best = *hash;
+        }
+    }
+}
+
+/// A share that has found its job.
+struct Headed<'a> {
+    share: share::Submitted<'a>,
+    channel: &'a Channel,
+    /// Its tip is still the tip.
+    is_live: bool,
+}
+
+impl Headed<'_> {
+    /// After the hashing.
+    fn fate(self, submitted: &Submitted, now: Now) -> Fate {
+        let verdict = self.share.verdict(now.unix_s);
+        let job = self.share.job();
+        let block = found_block(job, &self.channel.owner, submitted, &verdict);
+        if !self.is_live {
+            return Fate::Stale(block);
+        }
+        Fate::Judged(Judged {
+            template: job.job.template().id,
+            coinbase_sequence: job.job.coinbase_sequence(),
+            prev_hash: job.tip.hash,
+            prefix: job.prefix,
+            outcome: match submitted.name_is_bad {
+                true => Err(Refusal::InvalidUserIdentity),
+                false => verdict.outcome,
+            },
+            block,
+        })
+    }
+}
+
 fn found_block(
-    job: &FrozenJob,
+    job: &FrozenJob<'_>,
     owner: &Owner,
     submitted: &Submitted,
     verdict: &Verdict,
 ) -> Option<Box<FoundBlock>> {
-    let header = verdict.header.filter(|_| verdict.is_block)?;
+    if !verdict.is_block {
+        return None;
+    }
     let extranonce = match submitted.claim.rolled {
         Some(rolled) => job.prefix.followed_by(rolled.as_slice())?,
         None => job.prefix.standard(),
     };
+    let worker = submitted.worker.as_ref().unwrap_or(&owner.worker);
     Some(Box::new(FoundBlock {
-        hash: header.hash(),
-        header,
+        hash: verdict.header.hash(),
+        header: verdict.header,
         extranonce,
-        job: Arc::clone(&job.job),
-        owner: owner_with(owner, submitted.worker.as_ref()),
+        job: Job::clone(job.job),
+        owner: Owner { account: Arc::clone(&owner.account), worker: Arc::clone(worker) },
     }))
-}
-
-fn owner_with(owner: &Owner, worker: Option<&Arc<str>>) -> Owner {
-    match worker {
-        None => owner.clone(),
-        Some(worker) => Owner { account: Arc::clone(&owner.account), worker: Arc::clone(worker) },
-    }
 }
 
 #[cfg(test)]
