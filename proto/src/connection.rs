@@ -164,7 +164,8 @@ impl Inbound {
         let header = match self.header {
             Some(header) => header,
             None => {
-                empty(&mut self.payload);
+                self.payload.clear();
+                self.payload.shrink_to(BUFFER_KEPT);
                 let Some(sealed) = self.sealed[self.taken..].first_chunk::<SEALED_HEADER_LEN>()
                 else {
                     return Ok(self.wait_for_more());
@@ -191,11 +192,14 @@ impl Inbound {
         Ok(Some(header))
     }
 
-    /// Nothing more can be made of what is here.
+    /// Nothing more can be made of what is here. An idle link holds no buffer.
     fn wait_for_more(&mut self) -> Option<FrameHeader> {
         if self.taken == self.sealed.len() {
-            empty(&mut self.sealed);
+            self.sealed = Vec::new();
             self.taken = 0;
+        }
+        if self.header.is_none() {
+            self.payload = Vec::new();
         }
         None
     }
@@ -207,17 +211,9 @@ impl Inbound {
     }
 }
 
-/// Empties a buffer, keeping room for common frames and no more, so that a connection that once carried
-/// a large one is small again.
-fn empty(buffer: &mut Vec<u8>) {
-    buffer.clear();
-    buffer.shrink_to(BUFFER_KEPT);
-}
-
 /// Messages to bytes for the peer.
 pub struct Outbound {
     sealer: Sealer,
-    clear: Vec<u8>,
     sealed: Vec<u8>,
     /// `sealed` up to here is written.
     written: usize,
@@ -226,16 +222,14 @@ pub struct Outbound {
 
 impl Outbound {
     fn new(sealer: Sealer) -> Self {
-        Self { sealer, clear: Vec::new(), sealed: Vec::new(), written: 0, over: false }
+        Self { sealer, sealed: Vec::new(), written: 0, over: false }
     }
 
     /// Seals one message behind what is pending.
     pub fn send(&mut self, message: &Message<'_>) {
-        let mut clear = std::mem::take(&mut self.clear);
+        let mut clear = Vec::new();
         message.encode(&mut clear);
         self.send_frames(&clear);
-        empty(&mut clear);
-        self.clear = clear;
     }
 
     /// Seals frames that stand back to back, as `Message::encode` wrote them into a machine's outbox.
@@ -262,7 +256,7 @@ impl Outbound {
         self.written += count;
         debug_assert!(self.written <= self.sealed.len());
         if self.written >= self.sealed.len() {
-            empty(&mut self.sealed);
+            self.sealed = Vec::new();
             self.written = 0;
         }
     }

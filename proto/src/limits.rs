@@ -34,7 +34,7 @@ pub const TEMPLATE_SERVER_PAYLOAD_MAX: usize = 5 * 1024 * 1024;
 
 /// What one read takes off a socket: some hundred shares, and small beside a task's stack.
 pub const READ_MAX: usize = 16 * 1024;
-/// Room that an idle direction keeps. Frames of a miner fit, and 100,000 idle links stay under 2 GB.
+/// Room for a payload that a busy link keeps from one frame to the next; an idle one keeps none.
 pub const BUFFER_KEPT: usize = 4 * 1024;
 /// Sealed bytes that may wait for a peer before we stop reading from it: some jobs of 150 KiB. A peer
 /// that lets them lie longer than its task's write deadline is closed.
