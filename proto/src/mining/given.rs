@@ -99,6 +99,11 @@ impl GivenJobs {
         tip.jobs.push(given);
     }
 
+    /// The last job that went to every channel, if there is one on this tip.
+    pub(super) fn newest(&self) -> Option<&Given> {
+        self.tip().jobs.last()
+    }
+
     /// Turn of the next job.
     pub(super) fn next_turn(&self) -> u32 {
         let tip = self.tip();

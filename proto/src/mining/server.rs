@@ -59,8 +59,9 @@ pub enum Input<'a> {
     Message(Message<'a>, Tlvs<'a>),
     /// Everybody mines something else now.
     Template(Arc<ActiveTemplate>),
-    /// Nothing more has come for now: the shares of this burst are judged together. Follows every
-    /// burst of messages; any other input judges them too.
+    /// Nothing more has come for now: what was put off is done. Shares of the burst are judged
+    /// together; the jobs behind a new tip are said. Follows every burst of messages and, once the
+    /// tip is on its way, every `Template`; any other input does the same first.
     BurstEnd,
     /// The ledger has a batch on disk.
     Committed(Committed),
@@ -144,6 +145,8 @@ pub struct Server {
     active: Arc<ActiveTemplate>,
     /// The job sent ahead for the next tip, known to every channel under this id.
     future: Option<jobs::Ahead>,
+    /// The channels know the tip and not yet its jobs.
+    owes_jobs: bool,
     /// The jobs that went to every channel.
     given: GivenJobs,
     /// Boxed: a node of the map has room for eleven.
@@ -184,6 +187,7 @@ impl Server {
             given: GivenJobs::on(active.tip),
             active,
             future: None,
+            owes_jobs: false,
             channels: BTreeMap::new(),
             next_channel: GROUP.0 + 1,
             next_job: 1,
@@ -214,6 +218,10 @@ impl Server {
             return self.on_message(now, message, tlvs, out);
         }
         self.judge_burst(now, out);
+        // A template that follows on the heels of another makes what that one owes old.
+        if !matches!(input, Input::Template(_)) {
+            self.say_owed_jobs(now, out);
+        }
         match input {
             Input::Message(..) | Input::BurstEnd => Ok(()),
             Input::Template(template) => {
@@ -287,7 +295,10 @@ impl Server {
                 self.on_standard_share(now, &share, out);
                 return Ok(());
             }
-            _ => self.judge_burst(now, out),
+            _ => {
+                self.judge_burst(now, out);
+                self.say_owed_jobs(now, out);
+            }
         }
         match message {
             Message::OpenStandardMiningChannel(open) => self.open_standard(now, &open, out)?,

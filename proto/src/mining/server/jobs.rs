@@ -1,8 +1,8 @@
 //! Jobs to channels: what a new template, a new tip, a new channel or a new difficulty makes a server
 //! say, and in which order. Part of `mining::server`.
 //!
-//! The order is the product: SetNewPrevHash first on a new tip (its job was sent ahead), then the
-//! fuller job, then the next job ahead. No two jobs of a channel share a header: devices start their
+//! The order is the product: SetNewPrevHash first on a new tip (its job was sent ahead) and alone, then,
+//! when everybody has it, the fuller job and the next job ahead. No two jobs of a channel share a header: devices start their
 //! search over with each job and would find the same shares again, and a hash that two
 //! jobs could claim would be paid by the better of them (`Job::numbered`).
 
@@ -75,19 +75,38 @@ impl Server {
         }
         if new_tip {
             self.on_tip(now, &new, out);
-        } else if !old.job.is_work_of(&new.job) {
+            self.owes_jobs = true;
+        }
+        if self.owes_jobs {
+            return;
+        }
+        if !old.job.is_work_of(&new.job) {
             self.give_running_job(now, &new, out);
         }
-        let ahead_is_known = match (&self.future, &new.next) {
-            (Some(sent), Some(next)) => sent.job.is_work_of(next),
-            (_, None) => true,
-            (None, Some(_)) => false,
-        };
-        if let Some(next) = new.next.as_ref().filter(|_| !ahead_is_known) {
-            let ahead = self.ahead(next, self.speaks_to_group());
-            self.say_job_to_all(ahead.id, &ahead.job, None, out);
-            self.future = Some(ahead);
+        self.say_ahead(out);
+    }
+
+    /// The jobs behind a new tip: the fuller one, and the one for the tip after. They are put off so
+    /// that every connection hears of the tip before any hears of its jobs.
+    pub(super) fn say_owed_jobs(&mut self, now: Now, out: &mut Outbox) {
+        if !std::mem::take(&mut self.owes_jobs) || self.channels.is_empty() {
+            return;
         }
+        let active = Arc::clone(&self.active);
+        if !self.given.newest().is_some_and(|given| given.job.is_work_of(&active.job)) {
+            self.give_running_job(now, &active, out);
+        }
+        self.say_ahead(out);
+    }
+
+    fn say_ahead(&mut self, out: &mut Outbox) {
+        let Some(next) = self.active.next.clone() else { return };
+        if self.future.as_ref().is_some_and(|sent| sent.job.is_work_of(&next)) {
+            return;
+        }
+        let ahead = self.ahead(&next, self.speaks_to_group());
+        self.say_job_to_all(ahead.id, &ahead.job, None, out);
+        self.future = Some(ahead);
     }
 
     /// A job that is about to be said without a tip.
@@ -117,13 +136,9 @@ impl Server {
                 out.say(set_new_prev_hash(*channel, id, &new.tip));
             }
         }
-        let was_the_full_job = job.is_work_of(&new.job);
         self.given.give(given(id, job, new.tip.min_ntime, now));
         self.jobs_sent_ms = now.mono_ms;
         self.judge_early_shares(now, id, out);
-        if !was_the_full_job {
-            self.give_running_job(now, new, out);
-        }
     }
 
     /// The active template's job, to start at once.
