@@ -6,10 +6,12 @@ use bitcoin::hashes::Hash;
 use proto::limits::{JOB_REFRESH_MS, NTIME_AHEAD_MAX_S};
 use proto::message::{SetCustomMiningJob, setup_flags};
 use proto::mining::Kind;
-use proto::mining::server::Policy;
+use proto::mining::server::{Input, Outbox, Policy};
 use proto::wire::{B064K, B0255, Seq0255U256};
 
-use crate::common::{Chain, HARD_NBITS, JobBody, Link, REGTEST_NBITS, START_S, Said, easy_policy};
+use crate::common::{
+    Chain, HARD_NBITS, JobBody, Link, REGTEST_NBITS, START_S, Said, decode, easy_policy,
+};
 
 #[test]
 fn a_new_channel_hears_a_future_job_then_its_tip_p20_p21() {
@@ -199,6 +201,36 @@ fn the_fuller_job_follows_the_tip_at_once_p28() {
         panic!("{said:?}")
     };
     assert!(!path.is_empty());
+}
+
+#[test]
+fn a_tip_is_said_alone_and_its_jobs_when_the_burst_ends() {
+    let mut chain = Chain::new(HARD_NBITS);
+    let mut link = Link::new(&chain);
+    link.open_at_floor(Kind::Extended);
+    let mut say = |input: Input<'_>| {
+        let mut out = Outbox::default();
+        link.server.handle(link.now, input, &mut out).unwrap();
+        decode(&out.frames)
+    };
+    let said = say(Input::Template(chain.advance()));
+    assert!(matches!(said[..], [Said::PrevHash { .. }]), "{said:?}");
+    let said = say(Input::BurstEnd);
+    let [Said::Job { min_ntime: Some(_), .. }, Said::Job { min_ntime: None, .. }] = said[..] else {
+        panic!("{said:?}")
+    };
+    assert!(say(Input::BurstEnd).is_empty());
+
+    // Two tips on each other's heels: what the first owed is never said, and as nothing was sent ahead
+    // for the second its full job is what starts on it.
+    say(Input::Template(chain.advance()));
+    let said = say(Input::Template(chain.advance()));
+    let [Said::Job { job, min_ntime: None, .. }, Said::PrevHash { job: started, .. }] = said[..]
+    else {
+        panic!("{said:?}")
+    };
+    assert_eq!(job, started);
+    assert!(matches!(say(Input::BurstEnd)[..], [Said::Job { min_ntime: None, .. }]));
 }
 
 #[test]
