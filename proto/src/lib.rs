@@ -3,8 +3,8 @@
 //! that drives a `Connection` over tokio.
 //!
 //! Layers, each may use only what stands to its left (checked by `tests/layers.rs`):
-//! `limits wire | message | noise connection | target extranonce template job | share vardiff token |
-//! mining declare | net`.
+//! `limits wire | message | noise connection | target extranonce sha256 template job |
+//! share vardiff token | mining declare | net`.
 
 pub mod connection;
 pub mod extranonce;
@@ -15,6 +15,7 @@ pub mod mining;
 #[cfg(feature = "net")]
 pub mod net;
 pub mod noise;
+pub mod sha256;
 pub mod share;
 pub mod target;
 pub mod template;

@@ -1,5 +1,5 @@
-//! Who may import whom: inside this crate, between the members of the workspace, and the two crates
-//! that are kept to one place each.
+//! Who may import whom: inside this crate, between the members of the workspace, the two crates
+//! that are kept to one place each, and `unsafe`.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
@@ -8,7 +8,7 @@ mod source;
 use source::{code_lines, places, root, rust_files};
 
 /// Each module may use only what stands to its left.
-const ORDER: &str = "limits wire | message | noise connection | target extranonce template job | \
+const ORDER: &str = "limits wire | message | noise connection | target extranonce sha256 template job | \
                      share vardiff token | mining declare | net";
 
 /// Each member may use only what stands to its left.
@@ -119,4 +119,10 @@ fn bitcoin_core_is_spoken_to_in_the_node_folder_alone() {
         named_outside("bitcoincore_rpc", &["job-declarator/src/node/", "job-declarator/tests/"]),
         nobody
     );
+}
+
+#[test]
+fn unsafe_stands_in_the_vector_kernels_alone() {
+    let nobody: [&str; 0] = [];
+    assert_eq!(named_outside("unsafe", &["proto/src/sha256/x86.rs"]), nobody);
 }
