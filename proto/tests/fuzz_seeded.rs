@@ -36,3 +36,8 @@ fn handshakes_certificates_and_key_files_are_refused_unless_true() {
 fn coinbases_are_what_was_put_into_them() {
     run_seeds(3_000, 4_000, harness::coinbase::run);
 }
+
+#[test]
+fn every_kernel_hashes_as_sha2_does() {
+    run_seeds(1_000, 5_000, harness::sha256::run);
+}

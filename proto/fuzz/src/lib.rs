@@ -9,5 +9,5 @@ mod harness;
 #[path = "../../tests/harness/mining_ops.rs"]
 mod mining_ops;
 
-pub use harness::{coinbase, frame, message, noise};
+pub use harness::{coinbase, frame, message, noise, sha256};
 pub use mining_ops::mining_ops;

@@ -9,6 +9,7 @@ pub mod coinbase;
 pub mod frame;
 pub mod message;
 pub mod noise;
+pub mod sha256;
 
 #[path = "../link/mod.rs"]
 mod link;
