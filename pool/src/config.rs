@@ -135,6 +135,11 @@ section! {
         pub max_connections: u32 [1..=1_000_000] = 10_000,
         /// Connections from one IP address. Everyone at home or in a farm shares one.
         pub max_connections_per_address: u32 [1..=1_000_000] = 1_000,
+        /// Channels in all: a miner has one, a proxy one for each device behind it. Another open is
+        /// told channel-capacity-exhausted, and its connection goes on. Each costs some kilobytes.
+        pub max_channels: u32 [1..=10_000_000] = 50_000,
+        /// Channels from one IP address (in IPv6 one /64), over all its connections.
+        pub max_channels_per_address: u32 [1..=10_000_000] = 2_048,
         /// Seconds from accept until the handshake and SetupConnection are done. Devices give up
         /// after 10 themselves.
         pub handshake_deadline_s: u32 [1..=60] = 10,
@@ -641,11 +646,15 @@ impl Config {
         if !self.pool.payout_address.is_empty() {
             parse_address(&self.pool.payout_address)?;
         }
-        if self.listen.max_connections_per_address > self.listen.max_connections {
-            return refuse(
-                "listen.max_connections_per_address",
-                "is above listen.max_connections".into(),
-            );
+        let listen = &self.listen;
+        for (what, of_one, of_all) in [
+            ("connections", listen.max_connections_per_address, listen.max_connections),
+            ("channels", listen.max_channels_per_address, listen.max_channels),
+        ] {
+            if of_one > of_all {
+                let why = format!("is {of_one}; it must not be above listen.max_{what}, {of_all}");
+                return refuse(&format!("listen.max_{what}_per_address"), why);
+            }
         }
         if self.node.url.contains('@') {
             let why = "must not hold a name or password: use node.user and node.password_file";

@@ -14,6 +14,7 @@ pub mod limits;
 pub mod listener;
 pub mod metrics;
 pub mod miner;
+pub mod places;
 pub mod run;
 pub mod store;
 pub mod templates;

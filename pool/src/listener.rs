@@ -101,7 +101,7 @@ impl Inside {
 }
 
 /// What one customer of an internet provider has: an IPv4 address or a /64.
-fn household(address: IpAddr) -> IpAddr {
+pub(crate) fn household(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => match v6.to_ipv4_mapped() {

@@ -11,6 +11,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use crate::places::NoPlace;
+
 /// Refusal codes of SubmitShares.Error that are told apart; any other counts as "other".
 pub const REJECT_CODES: [&str; 11] = [
     "invalid-channel-id",
@@ -23,6 +25,18 @@ pub const REJECT_CODES: [&str; 11] = [
     "difficulty-too-low",
     "duplicate-share",
     "invalid-user-identity",
+    OTHER,
+];
+
+/// Codes of OpenMiningChannel.Error that are told apart; any other counts as "other".
+pub const OPEN_REFUSALS: [&str; 8] = [
+    "channel-capacity-exhausted",
+    "invalid-user-identity",
+    "invalid-nominal-hashrate",
+    "max-target-out-of-range",
+    "min-extranonce-size-too-large",
+    "standard-channels-not-supported-for-custom-work",
+    "extended-channels-not-supported-for-standard-jobs",
     OTHER,
 ];
 
@@ -93,6 +107,9 @@ pub struct Metrics {
     connections_total: Counter,
     channels: Gauge,
     channels_total: Counter,
+    channels_refused: Vec<Counter>,
+    pool_full: Counter,
+    household_full: Counter,
     handshake_failures: Vec<Counter>,
     accepted: Counter,
     rejected: Vec<Counter>,
@@ -140,6 +157,7 @@ impl Metrics {
         with_local_recorder(&recorder, || Self::register(recorded))
     }
 
+    #[expect(clippy::too_many_lines, reason = "a list: each series with its words")]
     fn register(recorded: PrometheusHandle) -> Self {
         Self {
             recorded,
@@ -149,6 +167,20 @@ impl Metrics {
             connections_total: counter("pool_connections_total", "Connections accepted"),
             channels: gauge("pool_channels", "Channels open now"),
             channels_total: counter("pool_channels_total", "Channels opened"),
+            channels_refused: labelled(
+                "pool_channels_refused_total",
+                "Opens answered with OpenMiningChannel.Error",
+                "code",
+                &OPEN_REFUSALS,
+            ),
+            pool_full: counter(
+                "pool_channels_full_total",
+                "Opens that found listen.max_channels reached",
+            ),
+            household_full: counter(
+                "pool_channels_address_full_total",
+                "Opens that found listen.max_channels_per_address reached",
+            ),
             handshake_failures: labelled(
                 "pool_handshake_failures_total",
                 "Connections that ended before they were set up",
@@ -232,13 +264,25 @@ impl Metrics {
 
     /// A channel was opened.
     pub fn channel_opened(&self) {
-        self.channels.increment(1);
         self.channels_total.increment(1);
     }
 
-    /// A channel was closed, or went with its connection.
-    pub fn channel_closed(&self) {
-        self.channels.decrement(1);
+    /// Channels that are open now, told by `places`.
+    pub fn channels_are(&self, open: usize) {
+        self.channels.set(open as f64);
+    }
+
+    /// An open was answered with this error code.
+    pub fn channel_refused(&self, code: &str) {
+        count(&self.channels_refused, OPEN_REFUSALS.iter(), |known| *known == code);
+    }
+
+    /// An open found the pool or its household full.
+    pub fn channel_places_full(&self, limit: NoPlace) {
+        match limit {
+            NoPlace::Pool => self.pool_full.increment(1),
+            NoPlace::Household => self.household_full.increment(1),
+        }
     }
 
     /// Shares of one difficulty were committed.
@@ -381,6 +425,9 @@ mod tests {
             "pool_connections_total",
             "pool_channels",
             "pool_channels_total",
+            "pool_channels_full_total",
+            "pool_channels_address_full_total",
+            "pool_channels_refused_total{code=\"channel-capacity-exhausted\"}",
             "pool_handshake_failures_total{reason=\"probe\"}",
             "pool_shares_accepted_total",
             "pool_shares_rejected_total{code=\"stale-share\"}",

@@ -32,7 +32,9 @@ use crate::credit::CreditHandle;
 use crate::limits::{
     ACT_ONE_PAUSE, BOARD_EVERY_MS, CLOSE_WAIT, COMPLAIN_EVERY_MS, WRITE_STALL_MAX,
 };
+use crate::listener::household;
 use crate::metrics::{HandshakeFailure, Metrics};
+use crate::places::{Held, NoPlace, Places};
 use crate::templates::Published;
 
 /// What every connection may use: values that never change, and handles.
@@ -49,6 +51,8 @@ pub struct Shared {
     pub extranonces: ExtranonceAllocator,
     /// Where good shares go.
     pub credit: CreditHandle,
+    /// How many channels there may be.
+    pub places: Arc<Places>,
     /// Where blocks go.
     pub blocks: BlocksHandle,
     /// Where the API reads.
@@ -83,18 +87,28 @@ impl Shared {
             | HandshakeFailure::Full
             | HandshakeFailure::AddressFull => false,
         };
-        let now = self.clock.now().mono_ms;
-        let due = self.complain_at_ms.load(Ordering::Relaxed);
-        let (next, order) = (now + COMPLAIN_EVERY_MS, Ordering::Relaxed);
-        let ours =
-            now >= due && self.complain_at_ms.compare_exchange(due, next, order, order).is_ok();
-        if wrong && ours {
+        if wrong && self.may_complain() {
             let detail =
                 detail.unwrap_or("it left before it was set up: is its authority key right?");
             warn!(%peer, why = detail, "a client could not get in");
         } else {
             debug!(%peer, why = why.as_str(), detail, "no session");
         }
+    }
+
+    /// An open found no place: counted, and said now and then, for the operator can change it.
+    fn channels_are_full(&self, peer: SocketAddr, limit: NoPlace) {
+        self.metrics.channel_places_full(limit);
+        if self.may_complain() {
+            warn!(%peer, limit = limit.key(), "no place for another channel");
+        }
+    }
+
+    fn may_complain(&self) -> bool {
+        let now = self.clock.now().mono_ms;
+        let due = self.complain_at_ms.load(Ordering::Relaxed);
+        let (next, order) = (now + COMPLAIN_EVERY_MS, Ordering::Relaxed);
+        now >= due && self.complain_at_ms.compare_exchange(due, next, order, order).is_ok()
     }
 }
 
@@ -166,13 +180,9 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, shared: Arc<Sha
     info!(connection = id, %peer, vendor = greeting.vendor, hardware = greeting.hardware, "connected");
     let mut miner = Miner::new(greeting, peer, id, Arc::clone(&shared));
     let end = miner.run().await;
-    let channels = miner.server.channels().count();
     let shares: u64 = miner.server.channels().map(|view| view.tally.accepted).sum();
     miner.finish().await;
     info!(connection = id, %peer, why = %end, shares, "disconnected");
-    for _ in 0..channels {
-        shared.metrics.channel_closed();
-    }
     shared.board.remove(id).await;
     shared.metrics.connection_closed();
 }
@@ -277,6 +287,7 @@ struct Miner {
     link: Link,
     machine: SetupMachine,
     server: Server,
+    places: Held,
     out: Outbox,
     templates: watch::Receiver<Published>,
     /// The tip that this connection was told of last.
@@ -330,6 +341,7 @@ impl Miner {
             link,
             machine,
             server,
+            places: Held::new(Arc::clone(&shared.places), household(peer.ip())),
             out: Outbox::default(),
             templates,
             tip_at,
@@ -431,7 +443,14 @@ impl Miner {
             let Some(frame) = inbound.next_frame()? else { break };
             match self.machine.receive(frame.message()?, &mut self.out.frames)? {
                 SetupStep::Pass(Received::Known(message, tlvs)) => {
+                    // A place is taken before an open and given back if nothing came of it.
+                    let no_place = if opens(&message) { self.places.take().err() } else { None };
+                    self.server.set_channels_max(self.places.count());
                     self.server.handle(now, Input::Message(message, tlvs), &mut self.out)?;
+                    self.places.keep(self.server.channels_open());
+                    if let Some(limit) = no_place {
+                        self.shared.channels_are_full(self.peer, limit);
+                    }
                 }
                 SetupStep::Pass(Received::UnknownCore(number)) => {
                     return Err(Violation::UnknownMessage(number).into());
@@ -511,12 +530,12 @@ impl Miner {
                 }
             }
             Effect::OpenRefused(why) => {
+                metrics.channel_refused(why);
                 // At debug: a client may ask as often as it likes.
                 debug!(connection = self.id, peer = %self.peer, why, "channel refused");
             }
             Effect::Closed(channel, owner) => {
                 self.tally.remove(&channel);
-                metrics.channel_closed();
                 debug!(connection = self.id, channel = channel.0, account = %owner.account, "channel closed");
             }
             Effect::BlockFound(_) | Effect::Credit(_) => {}
@@ -610,6 +629,10 @@ impl Miner {
             channels: channels.collect(),
         });
     }
+}
+
+fn opens(message: &Message<'_>) -> bool {
+    matches!(message, Message::OpenStandardMiningChannel(_) | Message::OpenExtendedMiningChannel(_))
 }
 
 fn kind_name(kind: Kind) -> &'static str {

@@ -43,6 +43,7 @@ use crate::limits::{
 use crate::listener::{self, Room};
 use crate::metrics::Metrics;
 use crate::miner::{Clock, Shared, unix_s};
+use crate::places::{ChannelRoom, Places};
 use crate::store::Store;
 use crate::templates::{Published, Templates};
 
@@ -187,6 +188,7 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         templates: feed.templates.clone(),
         extranonces: ExtranonceAllocator::new(config.pool.node_id, epoch),
         credit,
+        places: Arc::new(Places::new(channel_room(config), Arc::clone(&metrics))),
         blocks,
         board: board.clone(),
         metrics: Arc::clone(&metrics),
@@ -291,6 +293,13 @@ fn room(config: &Config) -> Room {
     Room {
         connections_max: config.listen.max_connections as usize,
         per_address_max: config.listen.max_connections_per_address as usize,
+    }
+}
+
+fn channel_room(config: &Config) -> ChannelRoom {
+    ChannelRoom {
+        channels_max: config.listen.max_channels as usize,
+        per_household_max: config.listen.max_channels_per_address as usize,
     }
 }
 

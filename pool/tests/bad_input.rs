@@ -11,19 +11,20 @@ mod session;
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use pool::config::{Config, NodeKind};
 use pool::run::{self, Running};
 use proto::message::{
-    FrameHeader, Message, NewMiningJob, OpenExtendedMiningChannel, OpenStandardMiningChannel,
+    CloseChannel, FrameHeader, Message, NewMiningJob, OpenExtendedMiningChannel, OpenStandardMiningChannel,
     Protocol, Received, SetCustomMiningJob, SetupConnection, SubmitSharesExtended, UpdateChannel,
 };
 use proto::mining::client::ChannelKind;
 use proto::net::Link;
 use proto::wire::{B032, B064K, B0255, Seq0255U256, Str0255};
-use session::{PATIENCE, Session, link};
+use session::{PATIENCE, Session, link, link_on};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +50,10 @@ fn beside_an_honest_miner<F: Future<Output = ()>>(abuse: impl FnOnce(SocketAddr)
 }
 
 async fn start(folder: &std::path::Path) -> Running {
+    run::start(&config(folder), &CancellationToken::new()).await.unwrap()
+}
+
+fn config(folder: &std::path::Path) -> Config {
     let mut config = Config::default();
     config.pool.data_dir = folder.to_owned();
     config.pool.drain_s = 1;
@@ -59,7 +64,7 @@ async fn start(folder: &std::path::Path) -> Running {
     config.http.address = SocketAddr::from(([127, 0, 0, 1], 0));
     config.difficulty.floor_log2 = -24;
     config.embedded.block_hashes = 1_000_000_000;
-    run::start(&config, &CancellationToken::new()).await.unwrap()
+    config
 }
 
 /// Until the pool closes; what it said until then, by name.
@@ -379,6 +384,126 @@ fn one_address_takes_its_share_of_places_and_no_more() {
         newcomer.mine_acknowledged(1).await;
         drop(newcomer);
         pool.stop().await;
+    });
+}
+
+/// A set-up connection from a household of its own (any 127.x is ours), that opens what it is told to.
+struct Opener {
+    link: Link,
+    open: Vec<u32>,
+}
+
+impl Opener {
+    async fn from(household: [u8; 4], at: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from((household, 0))).unwrap();
+        let stream = socket.connect(at).await.unwrap();
+        let mut opener = Self { link: link_on(stream).await.unwrap(), open: Vec::new() };
+        opener.say(&setup(0).into()).await;
+        assert_eq!(opener.next_of(&["SetupConnectionSuccess"]).await, "SetupConnectionSuccess");
+        opener
+    }
+
+    async fn say(&mut self, message: &Message<'_>) {
+        self.link.connection().outbound.send(message);
+        self.link.flush().await.unwrap();
+    }
+
+    /// The next thing said that is one of these; jobs in between are passed over.
+    async fn next_of(&mut self, names: &[&str]) -> String {
+        loop {
+            while let Some(frame) = self.link.connection().inbound.next_frame().unwrap() {
+                let Received::Known(message, _) = frame.message().unwrap() else { continue };
+                if let Message::OpenExtendedMiningChannelSuccess(success) = &message {
+                    self.open.push(success.channel_id);
+                }
+                let said = described(&message);
+                if names.contains(&said.as_str()) {
+                    return said;
+                }
+            }
+            let filled = timeout(PATIENCE, self.link.fill()).await.expect("no answer in time");
+            assert!(filled.unwrap() > 0, "the pool closed");
+        }
+    }
+
+    /// Whether another channel is opened; told no otherwise.
+    async fn opens(&mut self) -> bool {
+        self.say(&open_extended(b"a.b", 1e12).into()).await;
+        let answers = ["OpenExtendedMiningChannelSuccess", "channel-capacity-exhausted"];
+        self.next_of(&answers).await == answers[0]
+    }
+
+    async fn close_one(&mut self) {
+        let channel_id = self.open.pop().unwrap();
+        let close = CloseChannel { channel_id, reason_code: Str0255::default() };
+        self.say(&close.into()).await;
+    }
+}
+
+const HOME: [u8; 4] = [127, 0, 0, 2];
+const FARM: [u8; 4] = [127, 0, 0, 3];
+
+/// A pool with so many places for channels, and what to do with it.
+fn with_places<F: Future<Output = ()>>(
+    channels: u32,
+    of_household: u32,
+    acts: impl FnOnce(Arc<Running>) -> F,
+) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path());
+        config.listen.max_channels = channels;
+        config.listen.max_channels_per_address = of_household;
+        let pool = run::start(&config, &CancellationToken::new()).await.unwrap();
+        let pool = Arc::new(pool);
+        timeout(PATIENCE, acts(Arc::clone(&pool))).await.expect("the pool does not answer");
+        Arc::into_inner(pool).expect("nobody else has it").stop().await;
+    });
+}
+
+#[test]
+fn a_household_has_its_places_over_all_its_connections_and_one_more_is_told_no() {
+    with_places(100, 3, |pool| async move {
+        let mut one = Opener::from(HOME, pool.listen).await;
+        let mut other = Opener::from(HOME, pool.listen).await;
+        assert!(one.opens().await && one.opens().await && other.opens().await);
+        assert!(!one.opens().await && !other.opens().await);
+        assert!(Opener::from(FARM, pool.listen).await.opens().await, "another's household is full");
+        let rendered = pool.metrics.render();
+        for series in [
+            "pool_channels 4",
+            "pool_channels_address_full_total 2",
+            "pool_channels_full_total 0",
+            r#"pool_channels_refused_total{code="channel-capacity-exhausted"} 2"#,
+        ] {
+            assert!(rendered.lines().any(|line| line == series), "{series} in {rendered}");
+        }
+        one.close_one().await;
+        assert!(one.opens().await, "a closed channel gives back its place");
+        assert!(!one.opens().await);
+        one.close_one().await;
+        // Another connection may be heard before this one's close is.
+        while !other.opens().await {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
+}
+
+#[test]
+fn the_pool_has_its_places_and_one_more_is_told_no_until_a_connection_ends() {
+    with_places(3, 2, |pool| async move {
+        let mut home = Opener::from(HOME, pool.listen).await;
+        let mut farm = Opener::from(FARM, pool.listen).await;
+        assert!(home.opens().await && home.opens().await && farm.opens().await);
+        assert!(!farm.opens().await);
+        assert!(pool.metrics.render().contains("pool_channels_full_total 1\n"));
+        drop(home);
+        // Its task has to see the end first.
+        while !farm.opens().await {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
     });
 }
 

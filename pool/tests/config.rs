@@ -126,6 +126,7 @@ fn values_that_make_no_sense_are_refused_by_name() {
         ("[pool]\npayout_address = \"bc1qnonsense\"".into(), "pool.payout_address: bc1qnonsense"),
         ("[listen]\nmax_connections = 5".into(), "listen.max_connections_per_address: "),
         ("[node]\nurl = \"https://127.0.0.1\"".into(), "node.url: "),
+        ("[listen]\nmax_channels = 5".into(), "listen.max_channels_per_address: "),
         ("[store]\nurl = \"mysql://x\"".into(), "store.url: "),
         ("[log]\nfilter = \"info,=\"".into(), "log.filter: "),
     ];

@@ -56,7 +56,11 @@ pub(crate) fn ephemeral() -> EphemeralSecret {
 
 /// The encrypted link alone; whoever answers is accepted.
 pub(crate) async fn link(at: SocketAddr) -> Result<Link, LinkError> {
-    let stream = TcpStream::connect(at).await?;
+    link_on(TcpStream::connect(at).await?).await
+}
+
+/// The same on a connection that is there.
+pub(crate) async fn link_on(stream: TcpStream) -> Result<Link, LinkError> {
     Link::connect(stream, None, ephemeral(), unix_s()).await
 }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crate::connection::Violation;
 use crate::extranonce::{Extranonce, ExtranonceAllocator};
 use crate::job::{ActiveTemplate, HeaderFields, Job};
-use crate::limits::{JOB_REFRESH_MS, OPENS_BURST, VARDIFF_CHECK_MS};
+use crate::limits::{CHANNELS_PER_CONNECTION_MAX, JOB_REFRESH_MS, OPENS_BURST, VARDIFF_CHECK_MS};
 use crate::message::{Message, SetCustomMiningJob, SetCustomMiningJobError, Tlvs, setup_flags};
 use crate::mining::batch::Batches;
 use crate::mining::channel::Channel;
@@ -151,6 +151,8 @@ pub struct Server {
     given: GivenJobs,
     /// Boxed: a node of the map has room for eleven.
     channels: BTreeMap<ChannelId, Box<Channel>>,
+    /// How many channels there may be.
+    channels_max: usize,
     next_channel: u32,
     next_job: u32,
     batches: Batches,
@@ -189,6 +191,7 @@ impl Server {
             future: None,
             owes_jobs: false,
             channels: BTreeMap::new(),
+            channels_max: CHANNELS_PER_CONNECTION_MAX,
             next_channel: GROUP.0 + 1,
             next_job: 1,
             batches: Batches::default(),
@@ -205,6 +208,19 @@ impl Server {
     /// Says whether extension 0x0002 is spoken from now on.
     pub fn set_worker_hashrate(&mut self, negotiated: bool) {
         self.worker_hashrate = negotiated;
+    }
+
+    /// Says how many channels the connection may hold from now on; never more than
+    /// `CHANNELS_PER_CONNECTION_MAX`. Those that are open stay, an open beyond is refused with
+    /// `channel-capacity-exhausted`.
+    pub fn set_channels_max(&mut self, channels: usize) {
+        self.channels_max = channels.min(CHANNELS_PER_CONNECTION_MAX);
+    }
+
+    /// How many channels are open.
+    #[must_use]
+    pub fn channels_open(&self) -> usize {
+        self.channels.len()
     }
 
     /// Takes what happened; an `Err` ends the connection.

@@ -347,6 +347,27 @@ fn the_last_channel_opens_and_the_one_after_is_refused() {
 }
 
 #[test]
+fn a_connection_told_to_hold_fewer_channels_keeps_what_it_has_and_opens_no_more() {
+    let mut link = Link::new(&Chain::new(HARD_NBITS));
+    link.open_at_floor(Kind::Standard);
+    let second = link.open_at_floor(Kind::Standard);
+    link.server.set_channels_max(1);
+    let said = link.open(Kind::Standard, 0.0, ANY_TARGET);
+    assert_eq!(only_code(&said), "channel-capacity-exhausted");
+    assert_eq!(link.server.channels_open(), 2);
+    link.close(second);
+    link.server.set_channels_max(2);
+    link.open_at_floor(Kind::Standard);
+    link.server.set_channels_max(usize::MAX);
+    for _ in 2..CHANNELS_PER_CONNECTION_MAX {
+        link.open_at_floor(Kind::Standard);
+        link.pass(OPEN_EVERY_MS);
+    }
+    let said = link.open(Kind::Standard, 0.0, ANY_TARGET);
+    assert_eq!(only_code(&said), "channel-capacity-exhausted");
+}
+
+#[test]
 fn opening_and_closing_without_end_uses_up_the_connections_own_budget_alone() {
     let mut link = Link::new(&Chain::new(HARD_NBITS));
     for _ in 0..OPENS_BURST {

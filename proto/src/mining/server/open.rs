@@ -3,8 +3,8 @@
 use super::{Effect, GROUP, Outbox, Server};
 use crate::connection::Violation;
 use crate::limits::{
-    CHANNELS_PER_CONNECTION_MAX, DECLARE_RATE_EVERY_MS, DIFFICULTY_LOG2_MAX,
-    EXTRANONCE_ROLLABLE_LEN, OPEN_EVERY_MS, OPENS_BURST, USER_IDENTITY_MAX,
+    DECLARE_RATE_EVERY_MS, DIFFICULTY_LOG2_MAX, EXTRANONCE_ROLLABLE_LEN, OPEN_EVERY_MS,
+    OPENS_BURST, USER_IDENTITY_MAX,
 };
 use crate::message::{
     OpenExtendedMiningChannel, OpenExtendedMiningChannelSuccess, OpenMiningChannelError,
@@ -143,7 +143,7 @@ impl Server {
             return Err("min-extranonce-size-too-large");
         }
         // Channel ids are not reused, so their end is also a bound on what one connection may open.
-        if self.channels.len() >= CHANNELS_PER_CONNECTION_MAX || self.next_channel == u32::MAX {
+        if self.channels.len() >= self.channels_max || self.next_channel == u32::MAX {
             return Err("channel-capacity-exhausted");
         }
         let prefix = self.extranonces.allocate().ok_or("channel-capacity-exhausted")?;
