@@ -4,8 +4,10 @@
 //! Must never change anything, wait longer than a second, answer without a bound on its rows, or speak
 //! HTML. It asks for no password, so it belongs on a loopback address.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,19 +17,23 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use proto::target::Target;
 use serde::Serialize;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, interval, timeout};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::board::{BoardHandle, ConnectionSnapshot, HashRates};
-use crate::limits::NODE_SIGN_OF_LIFE_EVERY;
 use crate::limits::{
-    BLOCK_ROWS_MAX, CONNECTION_ROWS_MAX, NODE_SILENCE_MAX, PAGE_TIME_MAX, PAGES_MAX,
-    WORKER_ROWS_MAX,
+    ACCEPT_PAUSE, BLOCK_ROWS_MAX, CHANNEL_ROWS_MAX, CONNECTION_ROWS_MAX, HTTP_CONNECTIONS_MAX,
+    HTTP_HEAD_MAX, HTTP_IDLE_MAX, NODE_SIGN_OF_LIFE_EVERY, NODE_SILENCE_MAX, PAGE_TIME_MAX,
+    PAGES_MAX, STORE_PAGES_MAX, WORKER_ROWS_MAX,
 };
 use crate::metrics::Metrics;
 use crate::store::{BlockRecord, Store, StoreError, Totals, WorkerTotals};
@@ -132,6 +138,8 @@ struct TotalsPage {
 struct ChannelsPage<'a> {
     /// Of all connections, listed or not.
     connections_total: usize,
+    /// Of all connections, listed or not.
+    channels_total: usize,
     connections: Vec<&'a ConnectionSnapshot>,
 }
 
@@ -205,56 +213,98 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves until `stop`.
-///
-/// # Errors
-/// The listener's.
-pub async fn serve(
-    listener: TcpListener,
-    sources: Sources,
-    stop: CancellationToken,
-) -> io::Result<()> {
-    let metrics = sources.metrics.clone();
-    let upkeep = async {
-        let mut tick = interval(UPKEEP_INTERVAL);
-        loop {
-            tick.tick().await;
-            metrics.upkeep();
+pub async fn serve(listener: TcpListener, sources: Sources, stop: CancellationToken) {
+    let metrics = Arc::clone(&sources.metrics);
+    let pages = router(sources);
+    let mut upkeep = interval(UPKEEP_INTERVAL);
+    let mut tasks = JoinSet::new();
+    let mut open = VecDeque::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            _ = upkeep.tick() => metrics.upkeep(),
+            Some(_) = tasks.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    make_room(&mut open);
+                    open.push_back(tasks.spawn(one(stream, pages.clone(), stop.clone())));
+                }
+                Err(error) => {
+                    warn!(%error, "http accept failed");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
         }
-    };
-    let server = axum::serve(listener, router(sources))
-        .with_graceful_shutdown(stop.clone().cancelled_owned());
-    tokio::select! {
-        served = server => served,
-        () = upkeep => Ok(()),
-        // Whoever keeps a connection open does not keep the pool from going.
-        () = async { stop.cancelled().await; tokio::time::sleep(PAGE_TIME_MAX).await } => Ok(()),
     }
+    drop(listener);
+    // Whoever keeps a connection open does not keep the pool from going: the rest is dropped.
+    let _ = timeout(PAGE_TIME_MAX, async { while tasks.join_next().await.is_some() {} }).await;
+}
+
+/// A place for one more: at the bound the connection that is open the longest is closed.
+fn make_room(open: &mut VecDeque<AbortHandle>) {
+    open.retain(|task| !task.is_finished());
+    if open.len() >= HTTP_CONNECTIONS_MAX
+        && let Some(longest) = open.pop_front()
+    {
+        longest.abort();
+    }
+}
+
+/// One connection: page after page until the client has had enough, is idle too long, or we stop.
+async fn one(stream: TcpStream, pages: Router, stop: CancellationToken) {
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HTTP_IDLE_MAX)
+        .max_buf_size(HTTP_HEAD_MAX)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(pages));
+    let mut serving = pin!(serving);
+    // What goes wrong on a connection is its client's to know.
+    tokio::select! {
+        _ = &mut serving => return,
+        () = stop.cancelled() => serving.as_mut().graceful_shutdown(),
+    }
+    let _ = serving.await;
 }
 
 /// All pages, for `serve` and for tests without a socket.
 pub fn router(sources: Sources) -> Router {
-    let slots = Arc::new(Semaphore::new(PAGES_MAX));
+    let (slots, turns) = (Semaphore::new(PAGES_MAX), Semaphore::new(STORE_PAGES_MAX));
+    let (slots, turns) = (Arc::new(slots), Arc::new(turns));
     Router::new()
-        .route("/metrics", get(metrics_page))
-        .route("/health/live", get(|| async { "ok\n" }))
-        .route("/health/ready", get(ready_page))
         .route("/api/v1/pool", get(pool_page))
-        .route("/api/v1/channels", get(channels_page))
         .route("/api/v1/blocks", get(blocks_page))
         .route("/api/v1/workers", get(workers_page))
+        .route_layer(middleware::from_fn(move |page, next| in_turn(turns.clone(), page, next)))
+        .route("/api/v1/channels", get(channels_page))
+        .route("/metrics", get(metrics_page))
+        .route_layer(middleware::from_fn(move |page, next| in_slot(slots.clone(), page, next)))
+        .route("/health/live", get(|| async { "ok\n" }))
+        .route("/health/ready", get(ready_page))
         .fallback(|| async { Problem(StatusCode::NOT_FOUND, "no such page").into_response() })
-        .layer(middleware::from_fn(move |request, next| bounded(slots.clone(), request, next)))
+        .layer(middleware::from_fn(in_time))
         .with_state(Arc::new(sources))
 }
 
-/// One request: in a slot, in time, and never taken for a web page.
-async fn bounded(slots: Arc<Semaphore>, request: Request, next: Next) -> Response {
-    let mut response = match slots.try_acquire() {
-        Ok(_slot) => timeout(PAGE_TIME_MAX, next.run(request)).await.unwrap_or_else(|_| {
-            Problem(StatusCode::SERVICE_UNAVAILABLE, "took longer than a second").into_response()
-        }),
+/// One of the few that read the store now; the others wait.
+async fn in_turn(turns: Arc<Semaphore>, page: Request, next: Next) -> Response {
+    let _turn = turns.acquire().await;
+    next.run(page).await
+}
+
+/// One of the pages that are made now, or "busy".
+async fn in_slot(slots: Arc<Semaphore>, page: Request, next: Next) -> Response {
+    match slots.try_acquire() {
+        Ok(_slot) => next.run(page).await,
         Err(_) => Problem(StatusCode::SERVICE_UNAVAILABLE, "busy").into_response(),
-    };
+    }
+}
+
+/// Any request: answered in time, and never taken for a web page.
+async fn in_time(page: Request, next: Next) -> Response {
+    let mut response = timeout(PAGE_TIME_MAX, next.run(page)).await.unwrap_or_else(|_| {
+        Problem(StatusCode::SERVICE_UNAVAILABLE, "took longer than a second").into_response()
+    });
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -364,8 +414,18 @@ fn totals_page(totals: Totals) -> TotalsPage {
 
 async fn channels_page(State(sources): Shared) -> Result<Response, Problem> {
     let rows = sources.board.read().await?;
-    let connections = rows.iter().take(CONNECTION_ROWS_MAX).map(AsRef::as_ref).collect();
-    Ok(Json(ChannelsPage { connections_total: rows.len(), connections }).into_response())
+    let channels_total = rows.iter().map(|row| row.channels.len()).sum();
+    // A connection is listed whole or not at all.
+    let mut channels_left = CHANNEL_ROWS_MAX;
+    let fits = |row: &&ConnectionSnapshot| {
+        let left = channels_left.checked_sub(row.channels.len());
+        channels_left = left.unwrap_or(channels_left);
+        left.is_some()
+    };
+    let connections =
+        rows.iter().map(AsRef::as_ref).filter(fits).take(CONNECTION_ROWS_MAX).collect();
+    let page = ChannelsPage { connections_total: rows.len(), channels_total, connections };
+    Ok(Json(page).into_response())
 }
 
 async fn blocks_page(State(sources): Shared) -> Result<Json<BlocksPage>, Problem> {

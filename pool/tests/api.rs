@@ -26,18 +26,34 @@ struct Server {
     metrics: Arc<Metrics>,
     node: watch::Sender<Option<NodeView>>,
     stop: CancellationToken,
-    task: tokio::task::JoinHandle<std::io::Result<()>>,
+    task: tokio::task::JoinHandle<()>,
     _folder: tempfile::TempDir,
+}
+
+/// What becomes of a page that asks who is connected.
+#[derive(Clone, Copy)]
+enum Board {
+    Answers,
+    Hangs,
 }
 
 impl Server {
     async fn start() -> Self {
+        Self::start_with(Board::Answers).await
+    }
+
+    async fn start_with(asked: Board) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("pool.sqlite").display());
         let store = Store::open(&url).await.unwrap();
         let metrics = Arc::new(Metrics::new());
         let (board, board_task) = pool::board::board(metrics.clone());
-        tokio::spawn(board_task);
+        tokio::spawn(async move {
+            if let Board::Hangs = asked {
+                std::future::pending::<()>().await;
+            }
+            board_task.await;
+        });
         let node = watch::Sender::new(None);
         let facts = Facts {
             version: "1.2.3",
@@ -82,6 +98,20 @@ fn get(address: SocketAddr, path: &str) -> (u16, String, String) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     (status, head.to_lowercase(), body.to_owned())
+}
+
+/// A connection that has had a page and is kept open.
+fn kept_open(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    write!(stream, "GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\nok\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        answer.push(byte[0]);
+    }
+    stream
 }
 
 fn node_view(silent_s: u64) -> NodeView {
@@ -206,6 +236,93 @@ async fn a_long_list_is_cut_and_says_how_long_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_channels_is_bounded_over_all_connections_and_totals_are_not() {
+    let server = Server::start().await;
+    for (id, channels) in [(1, 1_024), (2, 1_023), (3, 2), (4, 1), (5, 1)] {
+        let mut row = connection(id);
+        row.channels = vec![row.channels[0].clone(); channels];
+        server.board.publish(row);
+    }
+    let page = server.json("/api/v1/channels").await;
+    assert_eq!(page["connections_total"], 5);
+    assert_eq!(page["channels_total"], 2_051);
+    let listed = page["connections"].as_array().unwrap();
+    // 2,048 exactly; the third would be one too many, and so is the fifth.
+    let ids: Vec<_> = listed.iter().map(|row| row["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids, [1, 2, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_dashboard_never_makes_a_health_check_fail() {
+    let server = Server::start_with(Board::Hangs).await;
+    server.node.send_replace(Some(node_view(0)));
+    let pages: Vec<_> = (0..40)
+        .map(|_| {
+            let address = server.address;
+            tokio::task::spawn_blocking(move || get(address, "/api/v1/channels"))
+        })
+        .collect();
+    // From the first "busy" on all places for pages are taken, for most of a second.
+    while !pages.iter().any(|page| page.is_finished()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for health in ["/health/ready", "/health/live"] {
+        let (status, _, body) = server.get(health).await;
+        assert_eq!(status, 200, "{health}: {body}");
+    }
+    let mut busy = 0;
+    for page in pages {
+        let (status, _, body) = page.await.unwrap();
+        assert_eq!(status, 503);
+        busy += usize::from(body.contains("busy"));
+    }
+    assert_eq!(busy, 40 - 16, "as many at once as there are places");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_connection_too_many_closes_the_one_open_the_longest_and_is_served() {
+    let server = Server::start().await;
+    let address = server.address;
+    let looked = tokio::task::spawn_blocking(move || {
+        let mut open: Vec<TcpStream> = (0..64).map(|_| kept_open(address)).collect();
+        let is_open = |stream: &mut TcpStream| {
+            stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            !matches!(stream.read(&mut [0]), Ok(0))
+        };
+        assert!(is_open(&mut open[0]), "64 are as many as there may be");
+        assert_eq!(get(address, "/health/live").0, 200);
+        open[0].set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        assert_eq!(open[0].read(&mut [0]).unwrap(), 0);
+        assert!(is_open(&mut open[1]));
+    });
+    looked.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_nothing_or_half_a_question_is_let_go_of() {
+    let server = Server::start().await;
+    let address = server.address;
+    let looked = tokio::task::spawn_blocking(move || {
+        let idle = kept_open(address);
+        let mut half = TcpStream::connect(address).unwrap();
+        half.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        write!(half, "GET /health/live HTTP/1.1\r\nHost: x\r\n").unwrap();
+        let mut huge = TcpStream::connect(address).unwrap();
+        huge.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        // The pool may close before it has read all of it.
+        let _ = write!(huge, "GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(1 << 20));
+        let mut said = String::new();
+        // Closed over what it had not read, so what it said may be lost.
+        let _ = huge.read_to_string(&mut said);
+        for mut stream in [idle, half] {
+            stream.read_to_string(&mut said).expect("closed by the pool");
+        }
+        assert!(!said.contains(" 200 "), "{said}");
+    });
+    looked.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn blocks_and_workers_come_from_the_store() {
     let server = Server::start().await;
     let mut hash = [0; 32];
@@ -271,5 +388,5 @@ async fn a_stop_is_not_held_up_by_an_open_connection() {
     let _idle = TcpStream::connect(server.address).unwrap();
     assert_eq!(server.get("/health/live").await.0, 200);
     server.stop.cancel();
-    tokio::time::timeout(Duration::from_secs(20), server.task).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(20), server.task).await.unwrap().unwrap();
 }
