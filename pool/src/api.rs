@@ -30,10 +30,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::board::{BoardHandle, ConnectionSnapshot, HashRates};
+use crate::credit::FailingSince;
 use crate::limits::{
-    ACCEPT_PAUSE, BLOCK_ROWS_MAX, CHANNEL_ROWS_MAX, CONNECTION_ROWS_MAX, HTTP_CONNECTIONS_MAX,
-    HTTP_HEAD_MAX, HTTP_IDLE_MAX, NODE_SIGN_OF_LIFE_EVERY, NODE_SILENCE_MAX, PAGE_TIME_MAX,
-    PAGES_MAX, STORE_PAGES_MAX, WORKER_ROWS_MAX,
+    ACCEPT_PAUSE, BLOCK_ROWS_MAX, CHANNEL_ROWS_MAX, CONNECTION_ROWS_MAX, CREDIT_FAILING_MAX,
+    HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, HTTP_IDLE_MAX, NODE_SIGN_OF_LIFE_EVERY, NODE_SILENCE_MAX,
+    PAGE_TIME_MAX, PAGES_MAX, STORE_PAGES_MAX, WORKER_ROWS_MAX,
 };
 use crate::metrics::Metrics;
 use crate::store::{BlockRecord, Store, StoreError, Totals, WorkerTotals};
@@ -53,6 +54,8 @@ pub struct Sources {
     pub store: Store,
     /// What the node said last; `None` until it answers for the first time.
     pub node: watch::Receiver<Option<NodeView>>,
+    /// Whether credit can be written; closed when the ledger has ended.
+    pub ledger: watch::Receiver<FailingSince>,
 }
 
 /// What does not change while the pool runs.
@@ -193,6 +196,8 @@ struct ReadyPage {
     node: String,
     /// "ok" or what is wrong.
     store: String,
+    /// "ok" or what is wrong.
+    ledger: String,
 }
 
 /// Binds the port; says so if others than this machine can reach it.
@@ -340,6 +345,8 @@ async fn metrics_page(State(sources): Shared) -> impl IntoResponse {
     if let Some(node) = sources.node.borrow().as_ref() {
         sources.metrics.template_is_aged(node.answered_at.elapsed().as_secs_f64());
     }
+    let failing = sources.ledger.borrow().map_or(0.0, |since| since.elapsed().as_secs_f64());
+    sources.metrics.store_is_failing_for(failing);
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(header::CONTENT_TYPE, kind)], sources.metrics.render())
 }
@@ -363,14 +370,28 @@ async fn ready_page(State(sources): Shared) -> impl IntoResponse {
         }
         Err(_) => Err("too slow".to_owned()),
     };
-    let ready = node.is_ok() && store.is_ok();
+    let ledger = ledger_state(&sources.ledger);
+    let ready = node.is_ok() && store.is_ok() && ledger.is_ok();
     let word = |state: Result<(), String>| state.err().unwrap_or_else(|| "ok".to_owned());
     let node = match quiet {
         Some(silence) if node.is_ok() => format!("no answer for {} s", silence.as_secs()),
         _ => word(node),
     };
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(ReadyPage { ready, node, store: word(store) }))
+    (status, Json(ReadyPage { ready, node, store: word(store), ledger: word(ledger) }))
+}
+
+fn ledger_state(ledger: &watch::Receiver<FailingSince>) -> Result<(), String> {
+    if ledger.has_changed().is_err() {
+        return Err("has ended".to_owned());
+    }
+    match ledger.borrow().map(|since| since.elapsed()) {
+        Some(away) if away >= CREDIT_FAILING_MAX => {
+            let seconds = away.as_secs();
+            Err(format!("the store has refused credit for {seconds} s; shares wait for it"))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 async fn pool_page(State(sources): Shared) -> Result<Response, Problem> {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use proto::mining::{Committed, CreditBatch, CreditGroup};
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -32,14 +32,24 @@ pub struct Credit {
     node: u16,
     commits: CommitIds,
     seen: Seen,
+    failing_since: watch::Sender<FailingSince>,
     metrics: Arc<Metrics>,
 }
+
+/// Since when the store has refused what the ledger gives it; `None` while it takes it.
+pub type FailingSince = Option<Instant>;
 
 /// Where batches are handed in. A clone leads to the same ledger.
 #[derive(Debug, Clone)]
 pub struct CreditHandle {
     queue: mpsc::Sender<Submitted>,
+    failing_since: watch::Receiver<FailingSince>,
 }
+
+/// The store was away during the whole grace of a shutdown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the store was away to the end: the last shares are neither credited nor acknowledged")]
+pub struct GaveUp;
 
 /// A batch that the ledger did not take; its shares are not credited and must not be acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -71,16 +81,21 @@ impl Credit {
             seen.load(prev_hash, store.proofs_of(prev_hash).await?);
         }
         info!(tips, proofs = seen.len(), "credit rebuilt");
-        Ok(Self { store, node, commits: CommitIds::new(), seen, metrics })
+        let failing_since = watch::Sender::new(None);
+        Ok(Self { store, node, commits: CommitIds::new(), seen, failing_since, metrics })
     }
 
     /// Starts the task. It ends when `shutdown` is cancelled or every handle is gone, after it has
-    /// committed what waits; await the second value to know when.
+    /// committed what waits; await the second value to know when, and whether the store took it all.
     #[must_use]
-    pub fn spawn(self, shutdown: CancellationToken) -> (CreditHandle, JoinHandle<()>) {
+    pub fn spawn(
+        self,
+        shutdown: CancellationToken,
+    ) -> (CreditHandle, JoinHandle<Result<(), GaveUp>>) {
         let (queue, submitted) = mpsc::channel(CREDIT_QUEUE_MAX);
+        let handle = CreditHandle { queue, failing_since: self.failing_since.subscribe() };
         let ledger = Ledger { credit: self, submitted, shutdown };
-        (CreditHandle { queue }, tokio::spawn(ledger.run()))
+        (handle, tokio::spawn(ledger.run()))
     }
 }
 
@@ -102,10 +117,10 @@ impl CreditHandle {
         self.queue.send(submitted).await.map_err(|_| SubmitError::Ended)
     }
 
-    /// Batches that wait now, for a gauge.
+    /// Whether the store is away. The channel closes when the ledger ends.
     #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.queue.max_capacity() - self.queue.capacity()
+    pub fn failing_since(&self) -> watch::Receiver<FailingSince> {
+        self.failing_since.clone()
     }
 }
 
@@ -115,11 +130,8 @@ struct Ledger {
     shutdown: CancellationToken,
 }
 
-/// The store was away during the whole grace of a shutdown.
-struct GaveUp;
-
 impl Ledger {
-    async fn run(mut self) {
+    async fn run(mut self) -> Result<(), GaveUp> {
         loop {
             let mut waiting = Vec::new();
             tokio::select! {
@@ -130,13 +142,11 @@ impl Ledger {
                 }
                 taken = self.submitted.recv_many(&mut waiting, CREDIT_COMMIT_BATCHES_MAX) => {
                     if taken == 0 {
-                        return;
+                        return Ok(());
                     }
                 }
             }
-            if let Err(GaveUp) = self.settle(waiting).await {
-                return;
-            }
+            self.settle(waiting).await?;
         }
     }
 
@@ -164,14 +174,15 @@ impl Ledger {
 
     /// Judges a batch, having loaded from the store the tips that are not in memory.
     async fn select(&mut self, batch: &CreditBatch) -> Result<Selection, GaveUp> {
-        let mut patience = Patience::new(&self.shutdown, &self.credit.metrics);
+        let Credit { store, seen, metrics, failing_since, .. } = &mut self.credit;
+        let mut patience = Patience::new(&self.shutdown, metrics, failing_since);
         let selection = loop {
-            let tip = match self.credit.seen.select(&batch.groups) {
+            let tip = match seen.select(&batch.groups) {
                 Ok(selection) => break selection,
                 Err(NotLoaded(tip)) => tip,
             };
-            match self.credit.store.proofs_of(tip).await {
-                Ok(known) => self.credit.seen.load(tip, known),
+            match store.proofs_of(tip).await {
+                Ok(known) => seen.load(tip, known),
                 Err(error) => patience.after(error).await?,
             }
         };
@@ -181,11 +192,11 @@ impl Ledger {
 
     /// One transaction under one id, however many attempts it takes.
     async fn commit(&mut self, rows: &[ShareBatch]) -> Result<(), GaveUp> {
-        let Credit { store, node, commits, metrics, .. } = &mut self.credit;
+        let Credit { store, node, commits, metrics, failing_since, .. } = &mut self.credit;
         let id = commits.next();
         let started = Instant::now();
         let shares: usize = rows.iter().map(|row| row.group.proofs.len()).sum();
-        let mut patience = Patience::new(&self.shutdown, metrics);
+        let mut patience = Patience::new(&self.shutdown, metrics, failing_since);
         let appended = loop {
             match store.append(*node, id, rows).await {
                 Ok(appended) => break appended,
@@ -205,21 +216,27 @@ impl Ledger {
 struct Patience<'a> {
     shutdown: &'a CancellationToken,
     metrics: &'a Metrics,
+    failing_since: &'a watch::Sender<FailingSince>,
+    began: Instant,
     pause: Duration,
-    failing_since: Option<Instant>,
     give_up_at: Option<Instant>,
 }
 
 impl<'a> Patience<'a> {
-    fn new(shutdown: &'a CancellationToken, metrics: &'a Metrics) -> Self {
-        Self { shutdown, metrics, pause: CREDIT_RETRY_FIRST, failing_since: None, give_up_at: None }
+    fn new(
+        shutdown: &'a CancellationToken,
+        metrics: &'a Metrics,
+        failing_since: &'a watch::Sender<FailingSince>,
+    ) -> Self {
+        let (began, pause) = (Instant::now(), CREDIT_RETRY_FIRST);
+        Self { shutdown, metrics, failing_since, began, pause, give_up_at: None }
     }
 
     /// After a failure: returns when it is time for the next attempt.
     async fn after(&mut self, error: StoreError) -> Result<(), GaveUp> {
         self.metrics.store_failed();
-        if self.failing_since.is_none() {
-            self.failing_since = Some(Instant::now());
+        if self.failing_since.borrow().is_none() {
+            self.failing_since.send_replace(Some(self.began));
             warn!(%error, "the store failed; shares wait unacknowledged until it answers");
         }
         let ending = self.shutdown.is_cancelled();
@@ -248,7 +265,10 @@ impl<'a> Patience<'a> {
 
     /// The attempt worked.
     fn over(self) {
-        if let Some(since) = self.failing_since {
+        if self.failing_since.borrow().is_none() {
+            return;
+        }
+        if let Some(since) = self.failing_since.send_replace(None) {
             info!(away = ?since.elapsed(), "the store answers again; credit goes on");
         }
     }
@@ -442,7 +462,8 @@ mod tests {
     fn in_service_the_store_is_asked_for_ever_and_never_less_often_than_the_bound() {
         let shutdown = CancellationToken::new();
         let metrics = Metrics::new();
-        let mut patience = Patience::new(&shutdown, &metrics);
+        let failing_since = watch::Sender::new(None);
+        let mut patience = Patience::new(&shutdown, &metrics, &failing_since);
         let start = Instant::now();
         let pauses: Vec<Duration> =
             (0..100).map(|_| patience.next_pause(start, false).unwrap()).collect();
@@ -455,7 +476,8 @@ mod tests {
     fn a_shutdown_gives_up_when_its_grace_is_over_and_not_before() {
         let shutdown = CancellationToken::new();
         let metrics = Metrics::new();
-        let mut patience = Patience::new(&shutdown, &metrics);
+        let failing_since = watch::Sender::new(None);
+        let mut patience = Patience::new(&shutdown, &metrics, &failing_since);
         let start = Instant::now();
         let last = start + CREDIT_SHUTDOWN_GRACE - Duration::from_millis(1);
         assert!(patience.next_pause(start, true).is_some());

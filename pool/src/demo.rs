@@ -96,7 +96,7 @@ pub async fn demo(options: DemoOptions, shutdown: CancellationToken) -> Result<D
     let metrics = Arc::clone(&running.metrics);
     let store = running.store.clone();
     let after = store.totals().await.context("reading the store")?;
-    running.stop().await;
+    running.stop().await?;
     seen?;
 
     let result = DemoResult {

@@ -21,6 +21,9 @@ pub const SEEN_TIPS_MAX: usize = 4;
 pub const CREDIT_RETRY_FIRST: Duration = Duration::from_millis(50);
 /// ... up to this: a store that comes back is noticed before a miner gives up (30 s and more).
 pub const CREDIT_RETRY_MAX: Duration = Duration::from_secs(5);
+/// Not ready when the store has refused credit for so long: shares wait unacknowledged. A restart of
+/// PostgreSQL takes less.
+pub const CREDIT_FAILING_MAX: Duration = Duration::from_secs(5);
 /// How long a shutdown waits for a store that does not answer. What is not committed then was not
 /// acknowledged either.
 pub const CREDIT_SHUTDOWN_GRACE: Duration = Duration::from_secs(10);

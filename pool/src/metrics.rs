@@ -121,6 +121,7 @@ pub struct Metrics {
     credit_shares: Counter,
     seen_proofs: Gauge,
     store_failures: Counter,
+    store_failing: Gauge,
     template_age: Gauge,
     node_up: Gauge,
     height: Gauge,
@@ -218,6 +219,10 @@ impl Metrics {
             store_failures: counter(
                 "pool_credit_store_failures_total",
                 "Attempts that the store did not take; each is tried again",
+            ),
+            store_failing: gauge(
+                "pool_credit_store_failing_seconds",
+                "How long the store has refused credit; 0 while it takes it",
             ),
             template_age: gauge("pool_template_age_seconds", "Since the node's last good answer"),
             node_up: gauge("pool_node_up", "1 while the node answers"),
@@ -339,6 +344,11 @@ impl Metrics {
     /// The store did not take what the ledger gave it; it is tried again.
     pub fn store_failed(&self) {
         self.store_failures.increment(1);
+    }
+
+    /// How long the store has refused credit, 0 for not at all. Asked for at each scrape.
+    pub fn store_is_failing_for(&self, seconds: f64) {
+        self.store_failing.set(seconds);
     }
 
     /// Asked for at each scrape.

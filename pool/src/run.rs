@@ -34,7 +34,7 @@ use crate::api::{self, Facts, Sources};
 use crate::block::Blocks;
 use crate::board::{BoardHandle, board};
 use crate::config::{Config, NodeKind, NodeLogin};
-use crate::credit::Credit;
+use crate::credit::{Credit, GaveUp};
 use crate::keys::{IdentityWatch, KeyFiles};
 use crate::limits::{
     CLOSE_WAIT, FILES_RESERVED, HANDSHAKES_AT_ONCE, NODE_RETRY_FIRST, NODE_RETRY_MAX,
@@ -79,7 +79,7 @@ pub struct Running {
     pub node: Arc<dyn Node>,
     drain: Duration,
     door: JoinHandle<()>,
-    ledger: JoinHandle<()>,
+    ledger: JoinHandle<Result<(), GaveUp>>,
     blocks: JoinHandle<()>,
     feed: JoinHandle<()>,
     miners_stop: CancellationToken,
@@ -106,7 +106,10 @@ pub async fn run(config: Config) -> Result<()> {
     shutdown.cancelled().await;
     // A second signal does not wait.
     tokio::select! {
-        () = running.stop() => info!("stopped"),
+        stopped = running.stop() => {
+            stopped?;
+            info!("stopped");
+        }
         () = wait_for_signal() => warn!("stopped at once on a second signal"),
     }
     Ok(())
@@ -179,6 +182,7 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         board: board.clone(),
         store: store.clone(),
         node: feed.node,
+        ledger: credit.failing_since(),
     };
     let http = serve_pages(config.http.address, sources, &rest_stop).await?;
     let shared = Shared {
@@ -223,9 +227,12 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
 }
 
 impl Running {
-    /// Drains and stops. When this returns, every accepted share is committed and every found block is
-    /// settled or on disk.
-    pub async fn stop(self) {
+    /// Drains and stops. When this returns, every acknowledged share is committed and every found block
+    /// is settled or on disk.
+    ///
+    /// # Errors
+    /// Accepted shares were given up: the store was away, or the ledger's task failed.
+    pub async fn stop(self) -> Result<()> {
         self.miners_stop.cancel();
         // Connections may wait for a ledger or a node that only the second stop frees.
         match tokio::time::timeout(self.drain + CLOSE_WAIT, self.door).await {
@@ -235,10 +242,11 @@ impl Running {
             }
         }
         self.rest_stop.cancel();
-        ended("ledger", self.ledger.await);
+        let ledger = self.ledger.await;
         ended("blocks", self.blocks.await);
         ended("templates", self.feed.await);
         self.store.close().await;
+        Ok(ledger.context("the ledger's task")??)
     }
 }
 

@@ -12,6 +12,7 @@ use pool::api::{self, Facts, NodeView, Sources};
 use pool::board::{
     BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot, HashRate, HashRates,
 };
+use pool::credit::FailingSince;
 use pool::metrics::Metrics;
 use pool::store::{BlockRecord, BlockState, Store};
 use serde_json::Value;
@@ -25,6 +26,7 @@ struct Server {
     store: Store,
     metrics: Arc<Metrics>,
     node: watch::Sender<Option<NodeView>>,
+    ledger: watch::Sender<FailingSince>,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
     _folder: tempfile::TempDir,
@@ -55,6 +57,7 @@ impl Server {
             board_task.await;
         });
         let node = watch::Sender::new(None);
+        let ledger = watch::Sender::new(None);
         let facts = Facts {
             version: "1.2.3",
             tag: "/Test/".into(),
@@ -68,12 +71,13 @@ impl Server {
             board: board.clone(),
             store: store.clone(),
             node: node.subscribe(),
+            ledger: ledger.subscribe(),
         };
         let listener = api::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let task = tokio::spawn(api::serve(listener, sources, stop.clone()));
-        Self { address, board, store, metrics, node, stop, task, _folder: folder }
+        Self { address, board, store, metrics, node, ledger, stop, task, _folder: folder }
     }
 
     async fn get(&self, path: &str) -> (u16, String, String) {
@@ -162,12 +166,13 @@ async fn live_is_always_and_ready_only_with_a_node_that_answered_lately() {
     assert!(body.contains("\"ready\":false") && body.contains("has not answered yet"), "{body}");
     server.node.send_replace(Some(node_view(15)));
     let ready = server.json("/health/ready").await;
-    assert_eq!(ready, serde_json::json!({ "ready": true, "node": "ok", "store": "ok" }));
+    let want =
+        |node| serde_json::json!({ "ready": true, "node": node, "store": "ok", "ledger": "ok" });
+    assert_eq!(ready, want("ok"));
     // It misses its sign of life: still ready, and no longer called well.
     server.node.send_replace(Some(node_view(50)));
     let ready = server.json("/health/ready").await;
-    let node = "no answer for 50 s";
-    assert_eq!(ready, serde_json::json!({ "ready": true, "node": node, "store": "ok" }));
+    assert_eq!(ready, want("no answer for 50 s"));
     server.node.send_replace(Some(node_view(61)));
     let (status, _, body) = server.get("/health/ready").await;
     assert_eq!((status, body.contains("silent for 61 s")), (503, true), "{body}");
@@ -186,6 +191,30 @@ async fn a_store_that_does_not_answer_is_not_ready_and_gives_no_page() {
         assert_eq!((status, body.contains("error")), (503, true), "{page}: {body}");
     }
     assert_eq!(server.get("/health/live").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_the_store_refuses_for_seconds_is_not_ready_and_says_why() {
+    let server = Server::start().await;
+    server.node.send_replace(Some(node_view(0)));
+    let since = |seconds| std::time::Instant::now().checked_sub(Duration::from_secs(seconds));
+    server.ledger.send_replace(since(1));
+    assert_eq!(server.json("/health/ready").await["ledger"], "ok", "one failed try is none");
+    server.ledger.send_replace(since(6));
+    let (status, _, body) = server.get("/health/ready").await;
+    assert_eq!(status, 503);
+    assert!(body.contains("refused credit for 6 s") && body.contains("\"store\":\"ok\""), "{body}");
+    let (_, _, metrics) = server.get("/metrics").await;
+    let failing =
+        metrics.lines().find_map(|line| line.strip_prefix("pool_credit_store_failing_seconds "));
+    assert!((6.0..60.0).contains(&failing.unwrap().parse::<f64>().unwrap()), "{failing:?}");
+    server.ledger.send_replace(None);
+    assert_eq!(server.json("/health/ready").await["ready"], true);
+    assert!(server.get("/metrics").await.2.contains("\npool_credit_store_failing_seconds 0\n"));
+    drop(server.ledger);
+    let (status, _, body) =
+        tokio::task::spawn_blocking(move || get(server.address, "/health/ready")).await.unwrap();
+    assert_eq!((status, body.contains("has ended")), (503, true), "{body}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,8 +16,9 @@ use std::sync::Arc;
 use pool::config::{Config, NodeKind};
 use pool::run::{self, Running};
 use proto::message::{
-    CloseChannel, FrameHeader, Message, NewMiningJob, OpenExtendedMiningChannel, OpenStandardMiningChannel,
-    Protocol, Received, SetCustomMiningJob, SetupConnection, SubmitSharesExtended, UpdateChannel,
+    CloseChannel, FrameHeader, Message, NewMiningJob, OpenExtendedMiningChannel,
+    OpenStandardMiningChannel, Protocol, Received, SetCustomMiningJob, SetupConnection,
+    SubmitSharesExtended, UpdateChannel,
 };
 use proto::mining::client::ChannelKind;
 use proto::net::Link;
@@ -45,7 +46,7 @@ fn beside_an_honest_miner<F: Future<Output = ()>>(abuse: impl FnOnce(SocketAddr)
         let mut newcomer = Session::open(pool.listen, EXTENDED, "new.comer").await.unwrap();
         newcomer.mine_acknowledged(1).await;
         drop((honest, newcomer));
-        timeout(PATIENCE, pool.stop()).await.expect("the pool does not stop");
+        timeout(PATIENCE, pool.stop()).await.expect("the pool does not stop").unwrap();
     });
 }
 
@@ -383,7 +384,7 @@ fn one_address_takes_its_share_of_places_and_no_more() {
         let mut newcomer = Session::open(pool.listen, EXTENDED, "new.comer").await.unwrap();
         newcomer.mine_acknowledged(1).await;
         drop(newcomer);
-        pool.stop().await;
+        pool.stop().await.unwrap();
     });
 }
 
@@ -459,7 +460,7 @@ fn with_places<F: Future<Output = ()>>(
         let pool = run::start(&config, &CancellationToken::new()).await.unwrap();
         let pool = Arc::new(pool);
         timeout(PATIENCE, acts(Arc::clone(&pool))).await.expect("the pool does not answer");
-        Arc::into_inner(pool).expect("nobody else has it").stop().await;
+        Arc::into_inner(pool).expect("nobody else has it").stop().await.unwrap();
     });
 }
 

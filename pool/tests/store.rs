@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use databases::Database;
-use pool::credit::{Credit, CreditHandle, SubmitError};
+use pool::credit::{Credit, CreditHandle, GaveUp, SubmitError};
 use pool::limits::{ACCOUNT_WORKERS_MAX, SEEN_TIPS_MAX, SQLITE_ROWS_MAX};
 use pool::metrics::Metrics;
 use pool::store::{
@@ -171,7 +171,7 @@ fn block(number: u8, found_at_ms: u64) -> BlockRecord {
 struct Ledger {
     handle: CreditHandle,
     shutdown: CancellationToken,
-    task: JoinHandle<()>,
+    task: JoinHandle<Result<(), GaveUp>>,
 }
 
 impl Ledger {
@@ -193,7 +193,7 @@ impl Ledger {
 
     async fn end(self) {
         self.shutdown.cancel();
-        self.task.await.unwrap();
+        self.task.await.unwrap().unwrap();
     }
 }
 

@@ -10,9 +10,10 @@
 mod session;
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use pool::config::{Config, NodeKind};
@@ -23,6 +24,7 @@ use proto::message::{Message, Protocol, SetupConnection};
 use proto::mining::client::ChannelKind;
 use proto::wire::Str0255;
 use session::{PATIENCE, Session, link};
+use sqlx::Connection;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -68,7 +70,7 @@ async fn a_miners_block_is_in_the_chain_and_the_next_work_builds_on_it_p52() {
         };
         timeout(PATIENCE, moved).await.expect("the miner was not told of the new tip");
         drop(session);
-        pool.stop().await;
+        pool.stop().await.unwrap();
     }
 }
 
@@ -98,7 +100,7 @@ async fn a_connection_that_opens_no_channel_in_time_is_closed_p10() {
     timeout(PATIENCE, closed).await.expect("an idle connection stays");
     miner.mine_acknowledged(1).await;
     drop(miner);
-    pool.stop().await;
+    pool.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,7 +127,7 @@ async fn a_new_certificate_is_taken_up_and_open_sessions_go_on() {
     let mut newcomer = Session::open(pool.listen, KINDS[1], "after.it").await.unwrap();
     newcomer.mine_acknowledged(1).await;
     drop((session, newcomer));
-    pool.stop().await;
+    pool.stop().await.unwrap();
 }
 
 fn seconds_left(metrics: &str) -> f64 {
@@ -146,8 +148,64 @@ async fn a_restart_goes_on_with_what_was_credited() {
         credited = pool.store.totals().await.unwrap().shares;
         assert!(credited >= 2 * start_number);
         drop(session);
-        pool.stop().await;
+        pool.stop().await.unwrap();
     }
+}
+
+/// The pool as a program of its own, ready for miners.
+async fn program(folder: &Path, variables: &[(&str, &str)]) -> (Child, Session) {
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let program = Command::new(env!("CARGO_BIN_EXE_pool"))
+        .arg("run")
+        .env("POOL__POOL__DATA_DIR", folder)
+        .env("POOL__NODE__KIND", "embedded")
+        .env("POOL__NODE__NETWORK", "regtest")
+        .env("POOL__LISTEN__ADDRESS", listen.to_string())
+        .env("POOL__HTTP__ADDRESS", "127.0.0.1:0")
+        .env("POOL__DIFFICULTY__FLOOR_LOG2", "-24")
+        .env("POOL__EMBEDDED__BLOCK_HASHES", "1000000000")
+        .env("POOL__LOG__FILTER", "warn")
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let opened = timeout(PATIENCE, async {
+        loop {
+            match Session::open(listen, KINDS[1], "term.miner").await {
+                Ok(session) => return session,
+                Err(_) => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    });
+    (program, opened.await.expect("the pool does not start"))
+}
+
+fn terminate(program: &Child) {
+    let term = Command::new("kill").args(["-TERM", &program.id().to_string()]).status();
+    assert!(term.unwrap().success());
+}
+
+#[tokio::test]
+async fn a_stop_that_gives_up_shares_ends_with_a_failure_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut program, mut session) = program(folder.path(), &[("POOL__POOL__DRAIN_S", "0")]).await;
+    session.mine_acknowledged(1).await;
+    // Another program writes and does not come to an end.
+    let file = format!("sqlite://{}", folder.path().join("pool.sqlite").display());
+    let mut other = sqlx::SqliteConnection::connect(&file).await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    session.mine_one().await.unwrap();
+    let ending = tokio::task::spawn_blocking(move || {
+        let mut says = BufReader::new(program.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(says.any(|line| line.contains("the store failed")), "the ledger never tried");
+        terminate(&program);
+        (says.collect::<Vec<_>>(), program.wait().unwrap())
+    });
+    let (said, ended) = ending.await.unwrap();
+    assert_eq!(ended.code(), Some(1), "{said:?}");
+    assert!(said.iter().any(|line| line.contains("ending without the store")), "{said:?}");
+    assert!(said.last().unwrap().starts_with("pool: the store was away"), "{said:?}");
 }
 
 #[test]
@@ -155,37 +213,13 @@ fn sigterm_under_load_ends_in_good_order_and_loses_nothing() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let folder = tempfile::tempdir().unwrap();
-        let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut program = Command::new(env!("CARGO_BIN_EXE_pool"))
-            .arg("run")
-            .env("POOL__POOL__DATA_DIR", folder.path())
-            .env("POOL__NODE__KIND", "embedded")
-            .env("POOL__NODE__NETWORK", "regtest")
-            .env("POOL__LISTEN__ADDRESS", listen.to_string())
-            .env("POOL__HTTP__ADDRESS", "127.0.0.1:0")
-            .env("POOL__DIFFICULTY__FLOOR_LOG2", "-24")
-            .env("POOL__EMBEDDED__BLOCK_HASHES", "1000000000")
-            .env("POOL__LOG__FILTER", "warn")
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut session = timeout(PATIENCE, async {
-            loop {
-                match Session::open(listen, KINDS[1], "term.miner").await {
-                    Ok(session) => return session,
-                    Err(_) => sleep(Duration::from_millis(20)).await,
-                }
-            }
-        })
-        .await
-        .expect("the pool does not start");
+        let (mut program, mut session) = program(folder.path(), &[]).await;
         session.mine_acknowledged(3).await;
         // Some on their way when the signal comes.
         for _ in 0..5 {
             session.mine_one().await.unwrap();
         }
-        let term = Command::new("kill").args(["-TERM", &program.id().to_string()]).status();
-        assert!(term.unwrap().success());
+        terminate(&program);
         // The acknowledgements of a drain are still read, then the stream ends.
         while timeout(PATIENCE, session.hear()).await.expect("no end of the stream").is_ok() {}
         let ended = tokio::task::spawn_blocking(move || program.wait().unwrap()).await.unwrap();
