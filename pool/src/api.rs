@@ -36,6 +36,7 @@ use crate::limits::{
     HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, HTTP_IDLE_MAX, NODE_SIGN_OF_LIFE_EVERY, NODE_SILENCE_MAX,
     PAGE_TIME_MAX, PAGES_MAX, STORE_PAGES_MAX, WORKER_ROWS_MAX,
 };
+use crate::listener::cannot_bind;
 use crate::metrics::Metrics;
 use crate::store::{BlockRecord, Store, StoreError, Totals, WorkerTotals};
 
@@ -205,9 +206,9 @@ struct ReadyPage {
 /// # Errors
 /// The system's, with the address.
 pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address).await.map_err(|error| {
-        io::Error::new(error.kind(), format!("http.address {address}: {error}"))
-    })?;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| cannot_bind("http.address", address, &error))?;
     let bound = listener.local_addr()?;
     if bound.ip().is_loopback() {
         info!(address = %bound, "http");

@@ -57,6 +57,8 @@ pub const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 pub const CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// Open files that are not connections: the store, keys, the node, pages, and blocks being written.
 pub const FILES_RESERVED: u64 = 128;
+/// Connects that the system holds until they are accepted: a farm that comes back at once.
+pub const LISTEN_BACKLOG: u32 = 1_024;
 /// Pause after a failed accept (out of file descriptors): others end in the meantime.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often a connection shows itself to the API.

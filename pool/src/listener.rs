@@ -4,6 +4,7 @@
 //! Must never be stopped by a client, and never make those who are in wait for those who knock.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -65,6 +66,15 @@ async fn one(stream: TcpStream, peer: SocketAddr, id: u64, shared: Arc<Shared>) 
         shared.metrics.connection_closed();
     }
     household(peer.ip())
+}
+
+/// What the system says of an address that cannot be had, with the key of the configuration to change.
+pub(crate) fn cannot_bind(key: &str, address: SocketAddr, error: &io::Error) -> io::Error {
+    let why = match error.kind() == io::ErrorKind::AddrInUse {
+        true => "another program has this port: stop it, or change",
+        false => "choose another with",
+    };
+    io::Error::new(error.kind(), format!("{key} {address}: {error}; {why} {key}"))
 }
 
 /// Who is in, by household.

@@ -1,8 +1,9 @@
 //! The pool as a whole: what is started in which order, who owns what, and how it stops. The page to
 //! read first. Called by `cli` (`pool run`) and by `demo`.
 //!
-//! Order matters twice. Starting: nothing listens before the keys, the store, the seen proofs, the
-//! node's first template and the blocks of an earlier run are in hand. Stopping: miners first, then the
+//! Order matters twice. Starting: both ports are taken first, so that a wrong one is told at once; HTTP
+//! answers while the node is waited for; and miners are let in only when the keys, the store, the seen
+//! proofs, the node's first template and the blocks of an earlier run are in hand. Stopping: miners first, then the
 //! ledger that their last batches need, then the rest.
 
 use std::fs::{File, TryLockError};
@@ -23,7 +24,7 @@ use proto::message::{EXTENSION_WORKER_HASHRATE, setup_flags};
 use proto::mining::server::Policy;
 use proto::noise::{AuthorityPublicKey, Identity};
 use proto::target::Difficulty;
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -37,8 +38,8 @@ use crate::config::{Config, NodeKind, NodeLogin};
 use crate::credit::{Credit, GaveUp};
 use crate::keys::{IdentityWatch, KeyFiles};
 use crate::limits::{
-    CLOSE_WAIT, FILES_RESERVED, HANDSHAKES_AT_ONCE, NODE_RETRY_FIRST, NODE_RETRY_MAX,
-    NODE_WAIT_SAID_EVERY,
+    CLOSE_WAIT, FILES_RESERVED, HANDSHAKES_AT_ONCE, LISTEN_BACKLOG, NODE_RETRY_FIRST,
+    NODE_RETRY_MAX, NODE_WAIT_SAID_EVERY,
 };
 use crate::listener::{self, Room};
 use crate::metrics::Metrics;
@@ -142,11 +143,34 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
     raise_file_limit(config.listen.max_connections);
     let metrics = Arc::new(Metrics::new());
     let (data_dir, data_dir_lock) = take_data_dir(config)?;
+    let door = bind_mining(config.listen.address)?;
+    let listen = door.local_addr().context("the address for miners")?;
+    let pages = api::bind(config.http.address).await?;
+    let http = pages.local_addr().context("the HTTP address listened on")?;
 
     let rest_stop = CancellationToken::new();
+    // What was started ends with a start that fails.
+    let unless_started = rest_stop.clone().drop_guard();
     let (authority, identity) = load_keys(config, &metrics, &rest_stop)?;
     let store = Store::open(config.store_url()?.expose()).await.context("opening the store")?;
     let epoch = store.begin_epoch(config.pool.node_id).await.context("counting this start")?;
+    let credit = Credit::load(store.clone(), config.pool.node_id, Arc::clone(&metrics))
+        .await
+        .context("rebuilding credit")?;
+    let (credit, ledger) = credit.spawn(rest_stop.clone());
+    let (board, board_task) = board(Arc::clone(&metrics));
+    tokio::spawn(board_task);
+
+    let node_view = watch::Sender::new(None);
+    let sources = Sources {
+        facts: facts(config, &authority, listen),
+        metrics: Arc::clone(&metrics),
+        board: board.clone(),
+        store: store.clone(),
+        node: node_view.subscribe(),
+        ledger: credit.failing_since(),
+    };
+    tokio::spawn(api::serve(pages, sources, rest_stop.clone()));
 
     let (node, chain) = connect_node(config, shutdown).await?;
     let payout_script = config.payout_script(chain.network)?.into_bytes();
@@ -158,33 +182,16 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
     let (blocks, blocks_task) =
         blocks.spawn(rest_stop.clone()).context("blocks of an earlier run")?;
 
-    let credit = Credit::load(store.clone(), config.pool.node_id, Arc::clone(&metrics))
-        .await
-        .context("rebuilding credit")?;
-    let (credit, ledger) = credit.spawn(rest_stop.clone());
-
     let tag = config.pool.tag.clone().into_bytes();
     let metered = Arc::clone(&metrics);
     let mut templates =
-        Templates::new(Arc::clone(&node), chain.network, payout_script, tag, metered);
+        Templates::new(Arc::clone(&node), chain.network, payout_script, tag, metered, node_view);
     let first = templates.first(shutdown).await.context("stopped before the first template")?;
     let feed = templates.spawn(first, rest_stop.clone());
 
-    let (board, board_task) = board(Arc::clone(&metrics));
-    tokio::spawn(board_task);
-    let listener = TcpListener::bind(config.listen.address)
-        .await
-        .with_context(|| format!("listening on {}", config.listen.address))?;
-    let listen = listener.local_addr().context("the address listened on")?;
-    let sources = Sources {
-        facts: facts(config, &authority, listen),
-        metrics: Arc::clone(&metrics),
-        board: board.clone(),
-        store: store.clone(),
-        node: feed.node,
-        ledger: credit.failing_since(),
-    };
-    let http = serve_pages(config.http.address, sources, &rest_stop).await?;
+    let listener = door
+        .listen(LISTEN_BACKLOG)
+        .map_err(|error| listener::cannot_bind("listen.address", listen, &error))?;
     let shared = Shared {
         policy: Arc::new(policy(config)),
         setup: SETUP,
@@ -205,6 +212,7 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         shutdown: miners_stop.clone(),
     };
     let door = tokio::spawn(listener::serve(listener, room(config), Arc::new(shared)));
+    unless_started.disarm();
     Ok(Running {
         listen,
         http,
@@ -278,15 +286,17 @@ fn take_data_dir(config: &Config) -> Result<(&Path, File)> {
     }
 }
 
-async fn serve_pages(
-    address: SocketAddr,
-    sources: Sources,
-    stop: &CancellationToken,
-) -> Result<SocketAddr> {
-    let listener = api::bind(address).await?;
-    let http = listener.local_addr().context("the HTTP address listened on")?;
-    tokio::spawn(api::serve(listener, sources, stop.clone()));
-    Ok(http)
+/// Takes the port for miners and does not open it yet: whoever connects before there is work is refused
+/// and goes to its next pool, instead of waiting for a handshake.
+fn bind_mining(address: SocketAddr) -> Result<TcpSocket> {
+    let bound = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // As every server: a restart finds the port free though old connections linger.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        Ok(socket)
+    };
+    bound().map_err(|error| listener::cannot_bind("listen.address", address, &error).into())
 }
 
 fn policy(config: &Config) -> Policy {

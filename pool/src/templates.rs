@@ -32,8 +32,6 @@ pub struct Published {
 pub struct Feed {
     /// The newest work; there always is one.
     pub templates: watch::Receiver<Published>,
-    /// What the node said last, for the API.
-    pub node: watch::Receiver<Option<NodeView>>,
     /// Ends with its shutdown token.
     pub task: JoinHandle<()>,
 }
@@ -50,7 +48,8 @@ pub struct Templates {
 }
 
 impl Templates {
-    /// Work from `node` whose whole value goes to `payout_script`, signed with `tag` in the coinbase.
+    /// Work from `node` whose whole value goes to `payout_script`, signed with `tag` in the coinbase. What
+    /// the node says is shown in `view`.
     #[must_use]
     pub fn new(
         node: Arc<dyn Node>,
@@ -58,8 +57,8 @@ impl Templates {
         payout_script: Vec<u8>,
         tag: Vec<u8>,
         metrics: Arc<Metrics>,
+        view: watch::Sender<Option<NodeView>>,
     ) -> Self {
-        let view = watch::Sender::new(None);
         Self { node, network, payout_script, tag, metrics, mark: None, view }
     }
 
@@ -75,7 +74,6 @@ impl Templates {
     /// Publishes until `shutdown`.
     pub fn spawn(mut self, first: Published, shutdown: CancellationToken) -> Feed {
         let (publish, templates) = watch::channel(first);
-        let node = self.view.subscribe();
         let task = tokio::spawn(async move {
             while let Some(template) = self.next(&shutdown).await {
                 let before = publish.borrow().clone();
@@ -85,7 +83,7 @@ impl Templates {
                 }
             }
         });
-        Feed { templates, node, task }
+        Feed { templates, task }
     }
 
     /// Waits for the node to have something newer, through all its absences.

@@ -10,13 +10,13 @@
 mod session;
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use pool::config::{Config, NodeKind};
+use pool::config::{Config, NetworkName, NodeKind, Secret};
 use pool::keys;
 use pool::run::{self, Running};
 use pool::store::{BlockState, Store};
@@ -152,9 +152,89 @@ async fn a_restart_goes_on_with_what_was_credited() {
     }
 }
 
+/// A pool whose node does not answer, and the port where it does not.
+fn waiting_for_its_node(folder: &Path) -> Config {
+    let mut config = config(folder, 64);
+    config.node.kind = NodeKind::BitcoinCore;
+    config.node.network = NetworkName::Regtest;
+    config.pool.payout_address = "bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080".into();
+    config.node.user = "me".into();
+    config.node.password = Secret::new("secret");
+    config.node.url = format!("http://{}", free_port());
+    config
+}
+
+fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Status and body of a page; `None` if nobody listens.
+fn page(at: SocketAddr, path: &str) -> Option<(u16, String)> {
+    let mut stream = std::net::TcpStream::connect(at).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    Some((head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_node_is_waited_for_http_answers_and_miners_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = waiting_for_its_node(folder.path());
+    (config.http.address, config.listen.address) = (free_port(), free_port());
+    let (http, listen) = (config.http.address, config.listen.address);
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    let starting = tokio::spawn(async move { run::start(&config, &stop).await.map(drop) });
+    let answers = tokio::task::spawn_blocking(move || {
+        let live = loop {
+            if let Some(live) = page(http, "/health/live") {
+                break live;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert_eq!(live.0, 200);
+        let (status, body) = page(http, "/health/ready").unwrap();
+        assert_eq!(status, 503);
+        assert!(body.contains(r#""node":"has not answered yet","store":"ok""#), "{body}");
+        assert_eq!(page(http, "/metrics").unwrap().0, 200);
+        assert!(std::net::TcpStream::connect(listen).is_err(), "there is no work for miners yet");
+    });
+    timeout(PATIENCE, answers).await.expect("no answer while the node is away").unwrap();
+    shutdown.cancel();
+    assert!(timeout(PATIENCE, starting).await.expect("a start goes on").unwrap().is_err());
+    let closed = async {
+        while std::net::TcpStream::connect(http).is_ok() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, closed).await.expect("a start that was given up still answers");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_taken_port_is_told_with_its_key_before_the_node_is_waited_for() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    for key in ["listen.address", "http.address"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = waiting_for_its_node(folder.path());
+        match key {
+            "listen.address" => config.listen.address = address,
+            _ => config.http.address = address,
+        }
+        let shutdown = CancellationToken::new();
+        let started = run::start(&config, &shutdown);
+        let refused = timeout(PATIENCE, started).await.expect("the node was waited for").err();
+        let said = format!("{:#}", refused.unwrap());
+        assert!(said.starts_with(&format!("{key} {address}: ")), "{said}");
+        assert!(said.ends_with(&format!("or change {key}")), "{said}");
+    }
+}
+
 /// The pool as a program of its own, ready for miners.
 async fn program(folder: &Path, variables: &[(&str, &str)]) -> (Child, Session) {
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let listen = free_port();
     let program = Command::new(env!("CARGO_BIN_EXE_pool"))
         .arg("run")
         .env("POOL__POOL__DATA_DIR", folder)
