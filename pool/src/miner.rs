@@ -555,16 +555,13 @@ impl Miner {
             sleep(self.shared.drain).await;
         };
         let flushed = tokio::select! {
-            flushed = timeout(WRITE_STALL_MAX, self.link.flush()) => flushed,
+            flushed = flush(&mut self.link, WRITE_STALL_MAX) => flushed,
             () = stop => return Err(End::Stopping),
         };
-        match flushed {
-            Ok(flushed) => Ok(flushed?),
-            Err(_) => {
-                self.shared.metrics.outbox_dropped();
-                Err(End::Stalled)
-            }
+        if matches!(flushed, Err(End::Stalled)) {
+            self.shared.metrics.outbox_dropped();
         }
+        flushed
     }
 
     /// The connection ends; its accepted shares do not. The open batch goes to the ledger, what the
@@ -631,6 +628,13 @@ impl Miner {
     }
 }
 
+/// Writes all that is pending, however long a slow peer takes over it; `Stalled` once it has taken nothing
+/// for `stall_max`.
+async fn flush(link: &mut Link, stall_max: Duration) -> Result<(), End> {
+    while timeout(stall_max, link.write_some()).await.map_err(|_| End::Stalled)?? {}
+    Ok(())
+}
+
 fn opens(message: &Message<'_>) -> bool {
     matches!(message, Message::OpenStandardMiningChannel(_) | Message::OpenExtendedMiningChannel(_))
 }
@@ -639,5 +643,61 @@ fn kind_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Standard => "standard",
         Kind::Extended => "extended",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::noise::AuthoritySecretKey;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    /// A link with megabytes to say, and the bare stream that its peer reads from.
+    async fn with_much_to_say() -> (Link, TcpStream) {
+        let authority = AuthoritySecretKey::from_secret([1; 32]).unwrap();
+        let identity = crate::keys::make_identity(&authority, None, unix_s(), 1).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let (initiator, act_one) = proto::noise::Initiator::new(ephemeral().unwrap());
+        tokio::io::AsyncWriteExt::write_all(&mut peer, &act_one).await.unwrap();
+        let mut link = Link::accept(stream, &identity, ephemeral().unwrap()).await.unwrap();
+        let mut act_two = [0; proto::limits::ACT_TWO_LEN];
+        peer.read_exact(&mut act_two).await.unwrap();
+        initiator.finish(&act_two, None, unix_s()).unwrap();
+        let header = proto::message::FrameHeader { extension_type: 9, msg_type: 1, length: 60_000 };
+        let frame = [&header.encode()[..], &[0; 60_000]].concat();
+        for _ in 0..400 {
+            link.connection().outbound.send_frames(&frame);
+        }
+        (link, peer)
+    }
+
+    const STALL_MAX: Duration = Duration::from_secs(2);
+
+    #[tokio::test]
+    async fn a_peer_that_reads_slowly_stays_though_all_of_it_takes_longer_than_a_stall() {
+        let (mut link, mut peer) = with_much_to_say().await;
+        let pending = link.connection().outbound.pending().len();
+        let began = Instant::now();
+        let reads = async {
+            let (mut taken, mut piece) = (0, vec![0; pending / 12]);
+            while taken < pending {
+                sleep(STALL_MAX / 8).await;
+                taken += peer.read(&mut piece).await.unwrap();
+            }
+            peer
+        };
+        let (flushed, _peer) = tokio::join!(flush(&mut link, STALL_MAX), reads);
+        assert!(flushed.is_ok(), "{flushed:?}");
+        assert!(began.elapsed() > STALL_MAX, "it was not slow");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_for_so_long_is_given_up() {
+        let (mut link, _peer) = with_much_to_say().await;
+        let flushed = flush(&mut link, STALL_MAX / 8).await;
+        assert!(matches!(flushed, Err(End::Stalled)), "{flushed:?}");
     }
 }

@@ -96,11 +96,22 @@ impl Link {
 
     /// Writes all that is pending. Cancel safe: what was written stays counted.
     pub async fn flush(&mut self) -> Result<(), LinkError> {
+        while self.write_some().await? {}
+        Ok(())
+    }
+
+    /// One write of what is pending: waits until the peer takes a part of it. `true` while something is
+    /// left, so that a deadline can be put around each step and not around a slow peer's whole flush.
+    /// Cancel safe.
+    pub async fn write_some(&mut self) -> Result<bool, LinkError> {
         let outbound = &mut self.connection.outbound;
         while !outbound.pending().is_empty() {
             self.stream.writable().await?;
             match self.stream.try_write(outbound.pending()) {
-                Ok(count) => outbound.advance(count),
+                Ok(count) => {
+                    outbound.advance(count);
+                    break;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error.into()),
             }
@@ -108,7 +119,7 @@ impl Link {
         if outbound.is_over() {
             return Err(NoiseError::SessionOver.into());
         }
-        Ok(())
+        Ok(!outbound.pending().is_empty())
     }
 
     /// Writes all that is pending, says that nothing follows, and waits for the peer to close, so that
