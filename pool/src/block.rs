@@ -5,6 +5,7 @@
 //! Must never lose a block to a crash, a full disk, a node that is away or a database that is down:
 //! each step goes on when another fails.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -18,7 +19,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::limits::{BLOCKS_UNDER_WAY_MAX, NODE_RETRY_FIRST, NODE_RETRY_MAX, SETTLED_BLOCKS_KEPT};
+use crate::limits::{
+    BLOCKS_UNDER_WAY_MAX, BLOCKS_WAITING_MAX, NODE_RETRY_FIRST, NODE_RETRY_MAX,
+    SETTLED_BLOCKS_KEPT, WAITING_BLOCKS_AT_ONCE,
+};
 use crate::metrics::Metrics;
 use crate::store::{BlockRecord, BlockState, Store, StoreError};
 use crate::templates::hex_of;
@@ -47,6 +51,13 @@ struct Kept {
     file: Option<PathBuf>,
 }
 
+/// Which blocks are offered now and which wait on disk for their turn, the oldest first.
+struct Turns {
+    new_places: Arc<Semaphore>,
+    old_places: Arc<Semaphore>,
+    waiting: VecDeque<PathBuf>,
+}
+
 impl Blocks {
     /// Blocks kept under `data_dir/blocks`, offered to all of `nodes`.
     pub fn new(
@@ -67,33 +78,63 @@ impl Blocks {
         self,
         shutdown: CancellationToken,
     ) -> io::Result<(BlocksHandle, tokio::task::JoinHandle<()>)> {
-        let unsettled = read_unsettled(&self.dir)?;
+        let turns = Turns {
+            new_places: Arc::new(Semaphore::new(BLOCKS_UNDER_WAY_MAX)),
+            old_places: Arc::new(Semaphore::new(WAITING_BLOCKS_AT_ONCE)),
+            waiting: unsettled_files(&self.dir)?,
+        };
         let (queue, kept) = mpsc::channel(BLOCKS_UNDER_WAY_MAX);
         let handle =
             BlocksHandle { dir: self.dir.clone(), queue, metrics: Arc::clone(&self.metrics) };
-        let task = tokio::spawn(Arc::new(self).run(unsettled, kept, shutdown));
+        let task = tokio::spawn(Arc::new(self).run(turns, kept, shutdown));
         Ok((handle, task))
     }
 
     async fn run(
         self: Arc<Self>,
-        unsettled: Vec<Kept>,
+        mut turns: Turns,
         mut kept: mpsc::Receiver<Kept>,
         shutdown: CancellationToken,
     ) {
-        let places = Arc::new(Semaphore::new(BLOCKS_UNDER_WAY_MAX));
         let mut under_way = JoinSet::new();
-        for block in unsettled {
-            info!(hash = %hex_of(&block.record.hash), "block from an earlier run, offered again");
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            under_way.spawn(Arc::clone(&self).settle(block, place, shutdown.clone()));
-        }
-        while let Some(block) = kept.recv().await {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-            under_way.spawn(Arc::clone(&self).settle(block, place, shutdown.clone()));
-            while under_way.try_join_next().is_some() {}
+        loop {
+            // A waiting block has places of its own, so that however many there are, and however long
+            // a node is away, a new one is offered at once.
+            while let Some(place) = turns.place_for_waiting(&shutdown) {
+                let Some(file) = turns.waiting.pop_front() else { break };
+                under_way.spawn(Arc::clone(&self).take_up(file, place, shutdown.clone()));
+            }
+            tokio::select! {
+                Some(_) = under_way.join_next() => {}
+                block = kept.recv() => match block {
+                    None => break,
+                    Some(block) => {
+                        let Some((block, place)) = turns.place_for_new(block).await else { continue };
+                        under_way.spawn(Arc::clone(&self).settle(block, place, shutdown.clone()));
+                    }
+                },
+            }
         }
         while under_way.join_next().await.is_some() {}
+    }
+
+    /// Offers a block that has waited on disk.
+    async fn take_up(
+        self: Arc<Self>,
+        file: PathBuf,
+        place: OwnedSemaphorePermit,
+        shutdown: CancellationToken,
+    ) {
+        let read = tokio::task::spawn_blocking(move || read_unsettled(file)).await;
+        match read {
+            Ok(Ok(Some(block))) => {
+                info!(hash = %hex_of(&block.record.hash), "block from the disk, offered again");
+                self.settle(block, place, shutdown).await;
+            }
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => warn!(%error, "block on disk not read; the next start tries again"),
+            Err(panic) => error!(%panic, "block on disk not read; the next start tries again"),
+        }
     }
 
     /// Nodes first, bookkeeping after.
@@ -143,9 +184,10 @@ impl Blocks {
         if !self.record(&block.record, &shutdown).await {
             return;
         }
-        if let Some(file) = &block.file
-            && let Err(error) = move_to_settled(&self.dir, file)
-        {
+        let Some(file) = block.file else { return };
+        let (dir, name) = (self.dir.clone(), file.clone());
+        let moved = tokio::task::spawn_blocking(move || move_to_settled(&dir, &name)).await;
+        if let Err(error) = moved.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
             warn!(%error, file = %file.display(), "settled block not moved; it will be offered again");
         }
     }
@@ -175,10 +217,9 @@ impl Blocks {
                     }
                 }
             }
-            // A disk that was full or read-only may have room by now. Blocking here holds back nothing
-            // but this block's next round.
+            // A disk that was full or read-only may have room by now.
             if file.is_none() {
-                *file = write_durably(&self.dir, &file_name(record), bytes).ok();
+                *file = write_apart(self.dir.clone(), record.clone(), bytes.to_vec()).await.0.ok();
             }
             // One node's refusal counts only when no other may still take the block.
             if refused.is_some() && !silent {
@@ -244,31 +285,15 @@ impl BlocksHandle {
             "block found"
         );
         self.metrics.block_became(BlockState::Found.as_str());
-        let dir = self.dir.clone();
-        let name = file_name(&record);
-        let written = tokio::task::spawn_blocking(move || {
-            let file = write_durably(&dir, &name, &bytes);
-            (file, bytes)
-        })
-        .await;
-        let (file, bytes) = match written {
-            Ok((Ok(file), bytes)) => (Some(file), bytes),
-            Ok((Err(error), bytes)) => {
-                error!(%error, dir = %self.dir.display(), "block not on disk; offered all the same");
-                (None, bytes)
-            }
-            Err(panic) => {
-                error!(%panic, "block not on disk; offered all the same");
-                (None, found.job.block(&found.header, &found.extranonce))
-            }
-        };
-        if let Some(file) = &file {
-            // Who found it is worth knowing after a crash and not worth waiting for.
-            let owner = format!("{}\n{}\n", record.account, record.worker);
-            if let Err(error) = fs::write(file.with_extension("owner"), owner) {
-                warn!(%error, "owner of the block not noted on disk");
-            }
-        }
+        let (written, bytes) = write_apart(self.dir.clone(), record.clone(), bytes).await;
+        let file = written
+            .inspect_err(|error| {
+                let dir = self.dir.display();
+                error!(%error, %dir, "block not on disk; offered all the same");
+            })
+            .ok();
+        // Where the writing failed beyond an error, the bytes went with it.
+        let bytes = bytes.unwrap_or_else(|| found.job.block(&found.header, &found.extranonce));
         if self.queue.send(Kept { record, bytes, file }).await.is_err() {
             warn!("the pool is stopping: the block is offered again at the next start");
         }
@@ -296,6 +321,56 @@ fn file_name(record: &BlockRecord) -> String {
     format!("{}-{}.block", record.height, hex_of(&record.hash))
 }
 
+impl Turns {
+    /// A place for a block that waits; none while all are taken, or once the pool stops.
+    fn place_for_waiting(&self, shutdown: &CancellationToken) -> Option<OwnedSemaphorePermit> {
+        if self.waiting.is_empty() || shutdown.is_cancelled() {
+            return None;
+        }
+        Arc::clone(&self.old_places).try_acquire_owned().ok()
+    }
+
+    /// A place for a new block. Without one it waits on disk; one that is not there is waited for, and
+    /// its finder with it: then neither a node nor the disk takes blocks.
+    async fn place_for_new(&mut self, block: Kept) -> Option<(Kept, OwnedSemaphorePermit)> {
+        let places = Arc::clone(&self.new_places);
+        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+            return Some((block, place));
+        }
+        match block.file {
+            Some(file) if self.waiting.len() < BLOCKS_WAITING_MAX => self.waiting.push_back(file),
+            Some(file) => {
+                warn!(file = %file.display(), "too many blocks wait; this one for the next start");
+            }
+            None => return places.acquire_owned().await.ok().map(|place| (block, place)),
+        }
+        None
+    }
+}
+
+/// Writes a block where it holds up nobody else's work, and gives back its bytes, unless they were lost
+/// to a panic. Who found it is worth knowing after a crash and not worth an error.
+async fn write_apart(
+    dir: PathBuf,
+    record: BlockRecord,
+    bytes: Vec<u8>,
+) -> (io::Result<PathBuf>, Option<Vec<u8>>) {
+    let written = tokio::task::spawn_blocking(move || {
+        let file = write_durably(&dir, &file_name(&record), &bytes);
+        if let Ok(file) = &file {
+            let owner = format!("{}\n{}\n", record.account, record.worker);
+            if let Err(error) = fs::write(file.with_extension("owner"), owner) {
+                warn!(%error, "owner of the block not noted on disk");
+            }
+        }
+        (file, bytes)
+    });
+    match written.await {
+        Ok((file, bytes)) => (file, Some(bytes)),
+        Err(panic) => (Err(io::Error::other(panic)), None),
+    }
+}
+
 /// The file is whole and on disk under its name, or there is an error and no such file.
 fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<PathBuf> {
     let file = dir.join(name);
@@ -316,25 +391,28 @@ pub fn read_kept(data_dir: &Path, record: &BlockRecord) -> Option<Vec<u8>> {
     fs::read(dir.join("settled").join(&name)).or_else(|_| fs::read(dir.join(&name))).ok()
 }
 
-/// Blocks on disk that no node has answered for. A file that is no block is set aside with a warning,
-/// never deleted.
-fn read_unsettled(dir: &Path) -> io::Result<Vec<Kept>> {
-    let mut blocks = Vec::new();
+/// Files of blocks that no node has answered for, the oldest first.
+fn unsettled_files(dir: &Path) -> io::Result<VecDeque<PathBuf>> {
+    let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
-        let file = entry?.path();
-        if file.extension().is_none_or(|extension| extension != "block") {
-            continue;
-        }
-        let bytes = fs::read(&file)?;
-        match record_from(&file, &bytes) {
-            Some(record) => blocks.push(Kept { record, bytes, file: Some(file) }),
-            None => {
-                warn!(file = %file.display(), "not a block; left alone under another name");
-                fs::rename(&file, file.with_extension("unreadable"))?;
-            }
+        let entry = entry?;
+        if entry.path().extension().is_some_and(|extension| extension == "block") {
+            files.push((entry.metadata()?.modified()?, entry.path()));
         }
     }
-    Ok(blocks)
+    files.sort();
+    Ok(files.into_iter().map(|(_, file)| file).collect())
+}
+
+/// A block on disk. A file that is none is set aside with a warning, never deleted.
+fn read_unsettled(file: PathBuf) -> io::Result<Option<Kept>> {
+    let bytes = fs::read(&file)?;
+    if let Some(record) = record_from(&file, &bytes) {
+        return Ok(Some(Kept { record, bytes, file: Some(file) }));
+    }
+    warn!(file = %file.display(), "not a block; left alone under another name");
+    fs::rename(&file, file.with_extension("unreadable"))?;
+    Ok(None)
 }
 
 fn record_from(file: &Path, bytes: &[u8]) -> Option<BlockRecord> {

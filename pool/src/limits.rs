@@ -77,9 +77,14 @@ pub const COMPLAIN_EVERY_MS: u64 = 10_000;
 /// A node that has nothing new is asked whether it lives this often; the API calls the pool not ready
 /// after a minute of silence.
 pub const NODE_SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(20);
-/// Found blocks that are offered to nodes at once. Mainnet never has two; a development chain under a
-/// fast device may have many, and then the finder waits.
+/// New blocks that are offered to nodes at once. Mainnet never has two; a development chain under a fast
+/// device may have many while its node is away, and one beyond waits on disk.
 pub const BLOCKS_UNDER_WAY_MAX: usize = 64;
+/// Blocks from the disk that are offered at once, beside the new ones: of an earlier run, or beyond the
+/// number above. Each is up to 4 MB in memory, and a node takes one after the other anyway.
+pub const WAITING_BLOCKS_AT_ONCE: usize = 4;
+/// Found blocks that wait on disk for their turn, as file names; one beyond is left to the next start.
+pub const BLOCKS_WAITING_MAX: usize = 65_536;
 /// Settled blocks kept as files. The chain and the store have them; the files are for a closer look.
 pub const SETTLED_BLOCKS_KEPT: usize = 1_000;
 

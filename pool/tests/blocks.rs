@@ -7,9 +7,10 @@
     reason = "builders outside a #[test] fail it just as well"
 )]
 
+use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
@@ -37,6 +38,7 @@ struct Line {
     chain: EmbeddedChain,
     is_cut: AtomicBool,
     offered: AtomicUsize,
+    headers: Mutex<HashSet<Vec<u8>>>,
 }
 
 impl Line {
@@ -46,6 +48,7 @@ impl Line {
             chain: EmbeddedChain::new(options).unwrap(),
             is_cut: AtomicBool::new(is_cut),
             offered: AtomicUsize::new(0),
+            headers: Mutex::default(),
         })
     }
 }
@@ -65,6 +68,7 @@ impl Node for Line {
     }
     fn submit_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Submitted> {
         self.offered.fetch_add(1, Ordering::SeqCst);
+        self.headers.lock().unwrap().insert(block[..80].to_vec());
         if self.is_cut.load(Ordering::SeqCst) {
             return Box::pin(async { Err(NodeError::Unreachable("cut".into())) });
         }
@@ -119,6 +123,26 @@ impl Pool {
         drop(self.handle);
         timeout(PATIENCE, self.task).await.expect("blocks do not stop").unwrap();
     }
+}
+
+impl Line {
+    fn was_offered(&self, block: &[u8]) -> bool {
+        self.headers.lock().unwrap().contains(&block[..80])
+    }
+}
+
+fn bytes_of(block: &FoundBlock) -> Vec<u8> {
+    block.job.block(&block.header, &block.extranonce)
+}
+
+/// Waits for what must become true.
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let became = timeout(PATIENCE, async {
+        while !is_so() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert!(became.await.is_ok(), "{what}");
 }
 
 async fn store(folder: &Path) -> Store {
@@ -295,4 +319,48 @@ async fn a_stop_does_not_take_one_nodes_refusal_for_the_silent_ones_answer() {
     }
     pool.stop().await;
     assert_eq!(files(&folder.path().join("blocks")).len(), 1, "the silent node may still take it");
+}
+
+#[tokio::test]
+async fn many_blocks_of_an_earlier_run_do_not_hold_up_a_new_one_while_the_node_is_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let blocks = folder.path().join("blocks");
+    let line = Line::new(true);
+    let mut chain = Vec::new();
+    for salt in 0..101 {
+        chain.push(found(&line, salt).await);
+    }
+    let new = chain.pop().unwrap();
+    std::fs::create_dir_all(&blocks).unwrap();
+    for (at, block) in chain.iter().enumerate() {
+        std::fs::write(blocks.join(format!("2-{at}.block")), bytes_of(block)).unwrap();
+    }
+    let pool = start(folder.path(), &[&line], &store(folder.path()).await);
+    let bytes = bytes_of(&new);
+    timeout(PATIENCE, pool.handle.keep(new)).await.expect("its finder waits");
+    until("the new block is not offered", || line.was_offered(&bytes)).await;
+    assert!(line.headers.lock().unwrap().len() < 50, "all the old ones at once");
+
+    line.is_cut.store(false, Ordering::SeqCst);
+    until("old blocks are left", || files(&blocks).is_empty()).await;
+    assert!(chain.iter().all(|block| line.was_offered(&bytes_of(block))));
+    pool.stop().await;
+}
+
+#[tokio::test]
+async fn more_new_blocks_than_are_offered_at_once_wait_on_disk_and_their_finder_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let blocks = folder.path().join("blocks");
+    let line = Line::new(true);
+    let pool = start(folder.path(), &[&line], &store(folder.path()).await);
+    // As many as were offered and queued before a finder had to wait, and more.
+    for salt in 0..140 {
+        let block = found(&line, salt).await;
+        timeout(PATIENCE, pool.handle.keep(block)).await.expect("its finder waits");
+    }
+    assert_eq!(files(&blocks).len(), 140);
+    line.is_cut.store(false, Ordering::SeqCst);
+    until("blocks are left", || files(&blocks).is_empty()).await;
+    assert_eq!(line.headers.lock().unwrap().len(), 140);
+    pool.stop().await;
 }
