@@ -249,7 +249,7 @@ fn execute_keys(command: KeysCommand, out: &mut dyn Write) -> anyhow::Result<()>
             };
             let key = keys::make_authority(&path)?;
             writeln!(out, "authority public key: {}", key.public())?;
-            writeln!(out, "secret key: {} (keep a copy)", path.display())?;
+            writeln!(out, "secret key: in {} (SECRET, keep offline; keep a copy)", path.display())?;
         }
         KeysCommand::Certificate { authority, static_key, days, out: path } => {
             let authority = keys::read_authority(&authority)?;
@@ -261,13 +261,31 @@ fn execute_keys(command: KeysCommand, out: &mut dyn Write) -> anyhow::Result<()>
             write_identity(out, &path, &identity)?;
         }
         KeysCommand::Show(config) => {
-            let path = KeyFiles::of(&config.load()?).identity;
-            let identity = keys::read_identity(&path)?;
-            write_identity(out, &path, &identity)?;
-            keys::check_certificate(&identity, &path, keys::unix_now())?;
+            let files = KeyFiles::of(&config.load()?);
+            let path = &files.identity;
+            if !path.exists() {
+                bail!("{}", no_keys_yet(&files));
+            }
+            let identity = keys::read_identity(path)?;
+            write_identity(out, path, &identity)?;
+            keys::check_certificate(&identity, path, keys::unix_now())?;
         }
     }
     Ok(())
+}
+
+/// Before the first start: how keys come to be.
+fn no_keys_yet(files: &KeyFiles) -> String {
+    let (identity, authority) = (files.identity.display(), files.authority.display());
+    let days = files.certificate_days;
+    let first = match files.authority.exists() {
+        true => "",
+        false => "`pool keys authority` and ",
+    };
+    format!(
+        "no keys yet: {identity} is not there. `pool run` makes it at its first start; to have it \
+         before: {first}`pool keys certificate --authority {authority} --days {days} --out {identity}`"
+    )
 }
 
 fn write_identity(

@@ -50,6 +50,7 @@ macro_rules! section {
                     key: stringify!($field),
                     doc: &[$($doc),+],
                     bounds: &[$(($low, $high))?],
+                    is_secret: matches!(stringify!($type).as_bytes(), b"Secret"),
                 }),+],
             };
         }
@@ -68,6 +69,8 @@ struct Field {
     key: &'static str,
     doc: &'static [&'static str],
     bounds: &'static [(i64, i64)],
+    /// Its value is never shown.
+    is_secret: bool,
 }
 
 /// Everything that can be set. `Config::default()` is safe at home; only a payout address is missing.
@@ -638,10 +641,11 @@ impl Config {
         let refuse = |key: &str, why: String| Err(ConfigError::Value { key: key.into(), why });
         let tag = &self.pool.tag;
         if tag.len() > TAG_MAX || !tag.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
-            return refuse("pool.tag", format!("printable ASCII, at most {TAG_MAX} characters"));
+            let why = format!("{tag:?} is not printable ASCII of at most {TAG_MAX} characters");
+            return refuse("pool.tag", why);
         }
         if self.pool.data_dir.as_os_str().is_empty() {
-            return refuse("pool.data_dir", "names no folder".into());
+            return refuse("pool.data_dir", "\"\" names no folder".into());
         }
         if !self.pool.payout_address.is_empty() {
             parse_address(&self.pool.payout_address)?;
@@ -652,7 +656,7 @@ impl Config {
             ("channels", listen.max_channels_per_address, listen.max_channels),
         ] {
             if of_one > of_all {
-                let why = format!("is {of_one}; it must not be above listen.max_{what}, {of_all}");
+                let why = format!("{of_one} is above listen.max_{what}, which is {of_all}");
                 return refuse(&format!("listen.max_{what}_per_address"), why);
             }
         }
@@ -661,15 +665,18 @@ impl Config {
             return refuse("node.url", why.into());
         }
         if !self.node.url.starts_with("http://") {
-            return refuse("node.url", "must start with http:// (Bitcoin Core has no TLS)".into());
+            let why = "does not start with http:// (Bitcoin Core has no TLS)";
+            return refuse("node.url", format!("{:?} {why}", self.node.url));
         }
         let store = self.store.url.expose();
         let schemes = ["sqlite:", "postgres://", "postgresql://"];
         if !store.is_empty() && !schemes.iter().any(|scheme| store.starts_with(scheme)) {
-            return refuse("store.url", "must start with sqlite:// or postgres://".into());
+            let why = "does not start with sqlite:// or postgres://";
+            return refuse("store.url", format!("{} {why}", self.store.url));
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
-            return refuse("log.filter", error.to_string());
+            let allowed = "it may be such as \"info\" or \"info,pool::miner=debug\"";
+            return refuse("log.filter", format!("{:?}: {error}; {allowed}", self.log.filter));
         }
         Ok(())
     }
@@ -702,8 +709,36 @@ fn read_file(path: &Path) -> Result<Table, ConfigError> {
     }
     // Bounds before types: "70000 must be from 0 to 65535" says more than "invalid value".
     check_bounds(&table)?;
-    toml::from_str::<Config>(&text).map_err(|error| syntax(&error))?;
+    toml::from_str::<Config>(&text).map_err(|error| {
+        match (syntax(&error), wrong_value(&table)) {
+            (ConfigError::Syntax { path, line, .. }, Some((key, why))) => {
+                ConfigError::Syntax { path, line, why: format!("{key}: {why}") }
+            }
+            (other, _) => other,
+        }
+    })?;
     Ok(table)
+}
+
+/// The first key whose value alone is not taken: the key, and the value with what is wrong with it and
+/// what would not be. A secret is not repeated.
+fn wrong_value(table: &Table) -> Option<(String, String)> {
+    for section in SECTIONS {
+        let Some(values) = table.get(section.name).and_then(Value::as_table) else { continue };
+        for field in section.fields {
+            let Some(value) = values.get(field.key) else { continue };
+            let mut alone = defaults();
+            let default = std::mem::replace(&mut alone[section.name][field.key], value.clone());
+            let Err(error) = alone.try_into::<Config>() else { continue };
+            let message = error.message().trim().replace('\n', ", ");
+            let why = match field.is_secret {
+                true => message,
+                false => format!("{value}: {message}; it may be such as {default}"),
+            };
+            return Some((format!("{}.{}", section.name, field.key), why));
+        }
+    }
+    None
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
@@ -768,18 +803,21 @@ fn apply_variable(table: &mut Table, name: &OsString, value: &OsString) -> Resul
         let nearest = nearest(&name, keys().map(|key| variable_of(&key)));
         return Err(ConfigError::UnknownVariable { name: name.into_owned(), nearest });
     };
-    let refuse = |why: &str| ConfigError::Value { key: name.to_string(), why: why.into() };
-    let value = value.to_str().ok_or_else(|| refuse("is not UTF-8"))?;
+    let refuse = |why: String| ConfigError::Value { key: name.to_string(), why };
+    let value = value.to_str().ok_or_else(|| refuse("the value is not UTF-8".into()))?;
     let (section, field) = key.split_once('.').expect("keys() puts a dot into each");
     let slot = &mut table[section][field];
     *slot = if slot.is_integer() {
-        Value::Integer(value.trim().parse().map_err(|_| refuse("is not a whole number"))?)
+        let number = value.trim().parse();
+        Value::Integer(number.map_err(|_| refuse(format!("{value:?} is not a whole number")))?)
     } else {
         Value::String(value.to_owned())
     };
     // The whole was right but for this value, so an error is about it.
     check_bounds(table)?;
-    from_table(table.clone(), &name).map(|_| ())
+    from_table(table.clone(), &name)
+        .map(drop)
+        .map_err(|error| wrong_value(table).map_or(error, |(_, why)| refuse(why)))
 }
 
 fn check_bounds(table: &Table) -> Result<(), ConfigError> {

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+use zeroize::Zeroizing;
 
 use crate::config::Config;
 use crate::limits::KEY_FILE_MAX;
@@ -200,13 +201,17 @@ impl KeyFiles {
 /// # Errors
 /// `AlreadyThere`, or the file cannot be written.
 pub fn make_authority(path: &Path) -> Result<AuthoritySecretKey, KeysError> {
-    let key = AuthoritySecretKey::from_secret(random()?)
+    let key = AuthoritySecretKey::from_secret(*random()?)
         .map_err(|cause| KeysError::Malformed { path: path.to_owned(), cause })?;
-    let text = format!(
-        "# Authority secret key. Miners pin its public half: {}\n{}\n",
-        key.public(),
-        key.to_text()
-    );
+    let (public, secret) = (key.public(), key.to_text());
+    let text = Zeroizing::new(format!(
+        "# SECRET, keep offline: whoever has the key in this file can pass for your pool.\n\
+         # Miners never need it. What they need is the public key, which starts with a 9:\n\
+         #     {public}\n\
+         # SECRET, keep offline, the authority's secret key:\n\
+         {}\n",
+        *secret
+    ));
     write_private(path, &text, Existing::Refused)?;
     Ok(key)
 }
@@ -235,13 +240,13 @@ pub fn make_identity(
 ) -> Result<Identity, KeysError> {
     let static_key = match static_key {
         Some(key) => key,
-        None => StaticKey::from_secret(random()?, random()?)
+        None => StaticKey::from_secret(*random()?, *random()?)
             .map_err(|error| KeysError::Randomness(error.to_string()))?,
     };
     let valid_from = now_unix.saturating_sub(BACKDATED_S);
     let not_valid_after = now_unix.saturating_add(days.saturating_mul(DAY_S));
     let certificate =
-        authority.certify(&static_key.x_only(), valid_from, not_valid_after, &random()?);
+        authority.certify(&static_key.x_only(), valid_from, not_valid_after, &*random()?);
     Ok(Identity { static_key, certificate, authority: authority.public() })
 }
 
@@ -386,9 +391,9 @@ impl IdentityWatch {
     }
 }
 
-fn random() -> Result<[u8; 32], KeysError> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|error| KeysError::Randomness(error.to_string()))?;
+fn random() -> Result<Zeroizing<[u8; 32]>, KeysError> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *bytes).map_err(|error| KeysError::Randomness(error.to_string()))?;
     Ok(bytes)
 }
 
@@ -406,7 +411,7 @@ fn failed<'a>(doing: &'static str, path: &'a Path) -> impl Fn(io::Error) -> Keys
 }
 
 /// Reads a file that nobody else can have read or written.
-fn read_private(path: &Path) -> Result<String, KeysError> {
+fn read_private(path: &Path) -> Result<Zeroizing<String>, KeysError> {
     let file = File::open(path).map_err(failed("open", path))?;
     // Of the open file, so that it cannot be another one by the time it is read.
     let facts = file.metadata().map_err(failed("look at", path))?;
@@ -418,7 +423,8 @@ fn read_private(path: &Path) -> Result<String, KeysError> {
     if facts.uid() != us {
         return Err(KeysError::NotOurs { path: path.to_owned(), owner: facts.uid(), us });
     }
-    let mut text = String::new();
+    // Room for all of it, so that no part stays behind in a buffer that was outgrown.
+    let mut text = Zeroizing::new(String::with_capacity(KEY_FILE_MAX as usize + 64));
     file.take(KEY_FILE_MAX).read_to_string(&mut text).map_err(failed("read", path))?;
     Ok(text)
 }

@@ -25,6 +25,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use zeroize::Zeroizing;
 
 use crate::block::BlocksHandle;
 use crate::board::{BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot, RateMeter};
@@ -270,10 +271,10 @@ fn names_of(received: &Received<'_>) -> Option<(String, String, String)> {
 
 /// Fresh secrets for one handshake.
 fn ephemeral() -> Result<EphemeralSecret, String> {
-    let (mut secret, mut encoding) = ([0; 32], [0; 32]);
-    getrandom::fill(&mut secret).map_err(|error| error.to_string())?;
+    let (mut secret, mut encoding) = (Zeroizing::new([0; 32]), [0; 32]);
+    getrandom::fill(&mut *secret).map_err(|error| error.to_string())?;
     getrandom::fill(&mut encoding).map_err(|error| error.to_string())?;
-    EphemeralSecret::new(secret, encoding).map_err(|error| error.to_string())
+    EphemeralSecret::new(*secret, encoding).map_err(|error| error.to_string())
 }
 
 /// A session.

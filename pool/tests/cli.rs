@@ -170,10 +170,17 @@ fn keys_are_made_certified_elsewhere_and_shown() {
 }
 
 #[test]
-fn keys_that_are_not_there_are_named() {
+fn before_the_first_start_keys_show_says_how_keys_come_to_be_and_it_works() {
     let here = tempfile::tempdir().unwrap();
     let said = fails(&pool_in(here.path(), &["keys", "show"]), 1);
-    assert!(said.contains("cannot open pool-data/identity.txt"), "{said}");
+    assert!(said.contains("pool-data/identity.txt is not there"), "{said}");
+    assert!(said.contains("`pool run` makes it at its first start"), "{said}");
+    // What stands between backticks can be typed.
+    for command in said.split('`').filter(|part| part.starts_with("pool keys ")) {
+        let words: Vec<&str> = command.split(' ').skip(1).collect();
+        succeeds(&pool_in(here.path(), &words));
+    }
+    assert!(succeeds(&pool_in(here.path(), &["keys", "show"])).starts_with("authority public key"));
 }
 
 /// Answers one request with `answer` and returns what was asked.

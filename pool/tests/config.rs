@@ -138,6 +138,26 @@ fn values_that_make_no_sense_are_refused_by_name() {
 }
 
 #[test]
+fn a_refusal_names_the_key_the_value_and_what_is_allowed() {
+    let cases = [
+        ("[listen]\n\naddress = 5\n", ["line 3: listen.address: 5: ", "0.0.0.0:34254"]),
+        ("[http]\naddress = \"here\"\n", ["line 2: http.address: \"here\": ", "127.0.0.1:9090"]),
+        ("[node]\nkind = \"bitcoind\"\n", ["node.kind: \"bitcoind\": ", "embedded"]),
+        ("[node]\nnetwork = \"mainnet\"\n", ["node.network: \"mainnet\": ", "testnet4"]),
+        ("[listen]\nmax_channels = true\n", ["listen.max_channels: true: ", "50000"]),
+        ("[pool]\ntag = \"\u{e9}\"\n", ["pool.tag: \"\u{e9}\" ", "at most 40"]),
+        ("[listen]\nmax_channels = 5\n", ["max_channels_per_address: 2048 ", "which is 5"]),
+        ("[node]\nurl = \"https://x\"\n", ["node.url: \"https://x\" ", "http://"]),
+        ("[store]\nurl = \"mysql://a:b@x\"\n", ["store.url: mysql://***@x ", "sqlite://"]),
+        ("[log]\nfilter = \"info,=\"\n", ["log.filter: \"info,=\"", "pool::miner=debug"]),
+    ];
+    for (text, parts) in cases {
+        let said = refusal(text);
+        assert!(parts.iter().all(|part| said.contains(part)), "{text:?} gave {said}");
+    }
+}
+
+#[test]
 fn a_missing_file_is_refused_with_its_name() {
     let said = Config::load(Some(Path::new("/nonexistent/pool.toml")), NO_ENV).unwrap_err();
     assert!(said.to_string().starts_with("cannot read /nonexistent/pool.toml: "), "{said}");
@@ -182,10 +202,14 @@ fn unknown_variables_are_refused_with_the_nearest() {
 #[test]
 fn bad_values_in_variables_are_refused_by_name() {
     let cases = [
-        ("POOL__DIFFICULTY__FLOOR_LOG2", "easy", "POOL__DIFFICULTY__FLOOR_LOG2: is not a whole"),
+        (
+            "POOL__DIFFICULTY__FLOOR_LOG2",
+            "easy",
+            "POOL__DIFFICULTY__FLOOR_LOG2: \"easy\" is not a whole",
+        ),
         ("POOL__POOL__NODE_ID", "65536", "pool.node_id is 65536; it must be from 0 to 65535"),
-        ("POOL__LISTEN__ADDRESS", "everywhere", "POOL__LISTEN__ADDRESS: "),
-        ("POOL__NODE__KIND", "bitcoind", "POOL__NODE__KIND: "),
+        ("POOL__LISTEN__ADDRESS", "everywhere", "POOL__LISTEN__ADDRESS: \"everywhere\": "),
+        ("POOL__NODE__KIND", "bitcoind", "POOL__NODE__KIND: \"bitcoind\": "),
     ];
     for (name, value, start) in cases {
         let said = with_env(&[(name, value)]).unwrap_err().to_string();

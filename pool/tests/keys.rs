@@ -69,6 +69,21 @@ fn an_authority_key_alone_is_enough_and_stays() {
 }
 
 #[test]
+fn nobody_takes_the_secret_authority_key_for_the_public_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("authority.txt");
+    let key = keys::make_authority(&path).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let at = lines.iter().position(|line| *line == *key.to_text()).unwrap();
+    assert!(lines[at - 1].starts_with("# SECRET, keep offline"), "{text}");
+    assert!(lines[0].starts_with("# SECRET, keep offline"), "{text}");
+    assert!(text.contains(&format!("#     {}\n", key.public())), "{text}");
+    let start = keys::make_identity(&key, None, NOW, 1).unwrap().to_text();
+    assert!(start.starts_with("# SECRET"));
+}
+
+#[test]
 fn an_identity_alone_is_enough_until_it_ends() {
     let folder = tempfile::tempdir().unwrap();
     let files = identity_alone(folder.path(), 30);
@@ -164,7 +179,7 @@ fn a_changed_identity_is_taken_up_and_a_bad_one_is_not() {
     let stranger = AuthoritySecretKey::from_secret([8; 32]).unwrap();
     let foreign = keys::make_identity(&stranger, None, NOW, 60).unwrap();
     let ended = keys::make_identity(&authority(), None, NOW - 90 * DAY, 60).unwrap();
-    for text in ["".into(), "nonsense".into(), foreign.to_text(), ended.to_text()] {
+    for text in ["", "nonsense", &foreign.to_text(), &ended.to_text()] {
         std::fs::write(&files.identity, text).unwrap();
         watch.look(NOW + 120);
         assert!(!current.has_changed().unwrap(), "a bad file must not replace a good identity");

@@ -3,10 +3,10 @@
 //! `connection.rs` (frames), `net.rs` (handshakes) and the pool's `keys` command (authority keys).
 //!
 //! No source of randomness and no clock: secrets, entropy and the time are arguments. Secrets have no
-//! `Debug`. `snow` runs the handshake with our own key exchange and ring's cipher; its stateless
+//! `Debug`, and what holds one of ours wipes it when it is dropped; what snow copies is snow's to wipe. `snow` runs the handshake with our own key exchange and ring's cipher; its stateless
 //! transport lets two directions be owned apart, and costs one copy more than ring alone (4 %).
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
 
@@ -23,7 +23,7 @@ use snow::resolvers::{CryptoResolver, RingResolver};
 use snow::types::{Cipher, Dh, Hash, Random};
 use snow::{Builder, HandshakeState, StatelessTransportState};
 use thiserror::Error;
-use zeroize::Zeroize;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::limits::{
     ACT_ONE_LEN, ACT_TWO_LEN, CERTIFICATE_LEN, CHUNK_MAX, CLOCK_DRIFT_S, ELLSWIFT_LEN,
@@ -110,15 +110,32 @@ struct EncodedKey {
 
 impl EncodedKey {
     fn new(secret: [u8; 32], encoding_entropy: [u8; 32]) -> Result<Self, KeyError> {
-        let secret = SecretKey::from_slice(&secret).map_err(|_| KeyError::Secret)?;
+        let secret = Zeroizing::new(secret);
+        let secret = SecretKey::from_slice(&*secret).map_err(|_| KeyError::Secret)?;
         let encoding = ElligatorSwift::from_seckey(&CURVE, secret, Some(encoding_entropy));
         Ok(Self { secret, encoding: encoding.to_array() })
     }
 }
 
+impl Zeroize for EncodedKey {
+    fn zeroize(&mut self) {
+        self.secret.non_secure_erase();
+    }
+}
+
+impl Drop for EncodedKey {
+    fn drop(&mut self) {
+        self.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for EncodedKey {}
+
 /// A server's long-lived key of the handshake.
 #[derive(Clone)]
 pub struct StaticKey(EncodedKey);
+
+impl ZeroizeOnDrop for StaticKey {}
 
 impl StaticKey {
     /// Takes 32 secret bytes, and 32 more that choose among the encodings of the public point.
@@ -142,6 +159,8 @@ impl fmt::Debug for StaticKey {
 /// A key for one handshake. It is used up by it, and must come from fresh randomness each time.
 pub struct EphemeralSecret(EncodedKey);
 
+impl ZeroizeOnDrop for EphemeralSecret {}
+
 impl EphemeralSecret {
     /// Takes 32 secret bytes, and 32 more that choose among the encodings of the public point.
     pub fn new(secret: [u8; 32], encoding_entropy: [u8; 32]) -> Result<Self, KeyError> {
@@ -155,16 +174,32 @@ impl EphemeralSecret {
 #[derive(Clone)]
 pub struct AuthoritySecretKey(Keypair);
 
+impl Zeroize for AuthoritySecretKey {
+    fn zeroize(&mut self) {
+        self.0.non_secure_erase();
+    }
+}
+
+impl Drop for AuthoritySecretKey {
+    fn drop(&mut self) {
+        self.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for AuthoritySecretKey {}
+
 impl AuthoritySecretKey {
     /// Takes 32 secret bytes.
     pub fn from_secret(secret: [u8; 32]) -> Result<Self, KeyError> {
-        Keypair::from_seckey_slice(&CURVE, &secret).map(Self).map_err(|_| KeyError::Secret)
+        let secret = Zeroizing::new(secret);
+        Keypair::from_seckey_slice(&CURVE, &*secret).map(Self).map_err(|_| KeyError::Secret)
     }
 
     /// The text form. A method and not `Display`, so that it is never printed by accident.
     #[must_use]
-    pub fn to_text(&self) -> String {
-        bs58::encode(self.0.secret_bytes()).with_check().into_string()
+    pub fn to_text(&self) -> Zeroizing<String> {
+        let secret = Zeroizing::new(self.0.secret_bytes());
+        Zeroizing::new(bs58::encode(&*secret).with_check().into_string())
     }
 
     /// What clients pin.
@@ -200,7 +235,8 @@ impl FromStr for AuthoritySecretKey {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        Self::from_secret(from_base58check(text)?.try_into().map_err(|_| KeyError::Kind)?)
+        let secret = Zeroizing::new(from_base58check(text)?);
+        Self::from_secret(secret.as_slice().try_into().map_err(|_| KeyError::Kind)?)
     }
 }
 
@@ -348,10 +384,14 @@ impl Identity {
     /// The file form: `key = value` lines. It holds the static secret, so it belongs in a file that
     /// only the pool can read.
     #[must_use]
-    pub fn to_text(&self) -> String {
+    pub fn to_text(&self) -> Zeroizing<String> {
         let Self { static_key: StaticKey(key), certificate, authority } = self;
-        format!(
-            "# What this pool presents to miners. It holds a secret: keep it to yourself.\n\
+        // Room for all of it, so that no part stays behind in a buffer that was outgrown.
+        let mut text = Zeroizing::new(String::with_capacity(IDENTITY_TEXT_MAX));
+        let secret = Zeroizing::new(key.secret.secret_bytes());
+        let written = write!(
+            text,
+            "# SECRET: what this pool presents to miners, with the key to it. Keep it to yourself.\n\
              authority_public_key = {authority}\n\
              valid_from = {}\n\
              not_valid_after = {}\n\
@@ -362,16 +402,18 @@ impl Identity {
             certificate.not_valid_after,
             Hex(&certificate.signature),
             Hex(&key.encoding),
-            Hex(&key.secret.secret_bytes()),
-        )
+            Hex(&*secret),
+        );
+        written.expect("a String takes what is written");
+        text
     }
 
     /// Reads the file form and checks that its parts belong together, so that a mangled file is found
     /// at start and not by the first miner. Whether it is valid *now* is `Certificate::verify`'s.
     pub fn from_text(text: &str) -> Result<Self, KeyError> {
         let fields = IdentityFields::parse(text)?;
-        let secret = SecretKey::from_slice(&fields.hex::<32>("static_secret")?)
-            .map_err(|_| KeyError::Secret)?;
+        let secret = Zeroizing::new(fields.hex::<32>("static_secret")?);
+        let secret = SecretKey::from_slice(&*secret).map_err(|_| KeyError::Secret)?;
         let key = EncodedKey { secret, encoding: fields.hex("static_encoding")? };
         if x_only(&key.encoding) != secret.x_only_public_key(&CURVE).0.serialize() {
             return Err(KeyError::Identity("static_encoding is not of static_secret".to_owned()));
@@ -391,6 +433,9 @@ impl Identity {
         Ok(identity)
     }
 }
+
+/// Above the some 600 characters that an identity takes.
+const IDENTITY_TEXT_MAX: usize = 1_024;
 
 const IDENTITY_FIELDS: [&str; 6] = [
     "authority_public_key",
@@ -456,11 +501,11 @@ impl Responder {
     #[must_use]
     pub fn new(identity: &Identity, ephemeral: EphemeralSecret) -> Self {
         let EncodedKey { secret, encoding } = &identity.static_key.0;
-        let mut key = [0; PRIVATE_LEN];
+        let mut key = Zeroizing::new([0; PRIVATE_LEN]);
         key[..32].copy_from_slice(secret.as_ref());
         key[32..].copy_from_slice(encoding);
         let state = builder(ElligatorSwiftParty::B, ephemeral)
-            .local_private_key(&key)
+            .local_private_key(&*key)
             .and_then(Builder::build_responder)
             .expect("the one static key of NX is set and every part is resolved");
         Self { state, certificate: identity.certificate.encode() }
@@ -931,6 +976,24 @@ mod tests {
     }
 
     #[test]
+    fn what_holds_a_secret_wipes_it_when_it_is_dropped() {
+        fn wipes<T: ZeroizeOnDrop>(_: &T) {}
+        let mut key = EncodedKey::new([8; 32], [9; 32]).expect("below the order");
+        wipes(&StaticKey(key.clone()));
+        wipes(&EphemeralSecret(key.clone()));
+        key.zeroize();
+        assert_ne!(key.secret.secret_bytes(), [8; 32]);
+        let mut authority = AuthoritySecretKey::from_secret([7; 32]).expect("below the order");
+        wipes(&authority);
+        wipes(&authority.to_text());
+        authority.zeroize();
+        assert_ne!(authority.0.secret_bytes(), [7; 32]);
+        let text = identity(NOW, NOW + 1).to_text();
+        wipes(&text);
+        assert!(text.len() < IDENTITY_TEXT_MAX, "it was outgrown");
+    }
+
+    #[test]
     fn secrets_are_scalars_of_the_curve() {
         for bad in [[0; 32], [0xff; 32]] {
             assert_eq!(StaticKey::from_secret(bad, [1; 32]).err(), Some(KeyError::Secret));
@@ -997,7 +1060,7 @@ mod tests {
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let without = text.replace(line, "");
             assert!(matches!(refused(&without), KeyError::Identity(_)), "{line} is needed");
-            let twice = format!("{text}{line}\n");
+            let twice = format!("{}{line}\n", *text);
             assert!(matches!(refused(&twice), KeyError::Identity(_)), "{line} stands twice");
         }
     }

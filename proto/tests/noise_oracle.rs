@@ -164,7 +164,7 @@ fn authority_keys_read_as_sri_writes_them() {
         "mkDLTBBRxdBv998612qipDYoTK3YUrqLe8uWw7gu3iXbSrn2n".parse().unwrap();
     let public = "9auqWEzQDVyd2oe1JVGFLMLHZtCo2FFqZwtKA5gd9xbuEu7PH72";
     assert_eq!(secret.public().to_string(), public);
-    assert_eq!(secret.to_text(), "mkDLTBBRxdBv998612qipDYoTK3YUrqLe8uWw7gu3iXbSrn2n");
+    assert_eq!(secret.to_text().as_str(), "mkDLTBBRxdBv998612qipDYoTK3YUrqLe8uWw7gu3iXbSrn2n");
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn texts(data: &mut Bytes<'_>) {
         assert_eq!(key.to_string().parse(), Ok(key));
     }
     if let Ok(key) = text.parse::<AuthoritySecretKey>() {
-        assert_eq!(key.to_text(), text.trim());
+        assert_eq!(key.to_text().as_str(), text.trim());
     }
     assert!(Identity::from_text(&text).is_err(), "nobody draws a signature");
 }
@@ -67,7 +67,7 @@ fn texts(data: &mut Bytes<'_>) {
 /// The true file with bytes of the fuzzer's over it: refused, or the same identity.
 fn identity_file(data: &mut Bytes<'_>) {
     let truth = identity().to_text();
-    let mut bytes = truth.clone().into_bytes();
+    let mut bytes = truth.as_bytes().to_vec();
     let place = usize::from(u16::from_le_bytes(data.array())) % bytes.len();
     let over = data.rest();
     let count = over.len().min(bytes.len() - place);
