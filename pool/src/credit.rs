@@ -144,6 +144,7 @@ impl Ledger {
                     if taken == 0 {
                         return Ok(());
                     }
+                    self.credit.metrics.credit_waits(self.submitted.len());
                 }
             }
             self.settle(waiting).await?;
@@ -183,7 +184,10 @@ impl Ledger {
             };
             match store.proofs_of(tip).await {
                 Ok(known) => seen.load(tip, known),
-                Err(error) => patience.after(error).await?,
+                Err(error) => {
+                    metrics.credit_waits(self.submitted.len());
+                    patience.after(error).await?;
+                }
             }
         };
         patience.over();
@@ -200,7 +204,10 @@ impl Ledger {
         let appended = loop {
             match store.append(*node, id, rows).await {
                 Ok(appended) => break appended,
-                Err(error) => patience.after(error).await?,
+                Err(error) => {
+                    metrics.credit_waits(self.submitted.len());
+                    patience.after(error).await?;
+                }
             }
         };
         patience.over();
@@ -470,6 +477,36 @@ mod tests {
         assert_eq!(pauses[0], CREDIT_RETRY_FIRST);
         assert!(pauses.is_sorted());
         assert_eq!(pauses[99], CREDIT_RETRY_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_ledger_without_its_store_says_since_when_and_how_many_batches_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = format!("sqlite://{}", folder.path().join("pool.sqlite").display());
+        let (store, metrics) = (Store::open(&file).await.unwrap(), Arc::new(Metrics::new()));
+        let credit = Credit::load(store.clone(), 1, Arc::clone(&metrics)).await.unwrap();
+        let (handle, task) = credit.spawn(CancellationToken::new());
+        let mut failing_since = handle.failing_since();
+        assert!(failing_since.borrow_and_update().is_none());
+        store.close().await;
+        let (reply, _answers) = mpsc::channel(3);
+        let submit = async |id| {
+            let batch = CreditBatch { id, groups: vec![group(1, &[id as u8])] };
+            handle.submit(batch, reply.clone()).await.unwrap();
+        };
+        submit(1).await;
+        failing_since.changed().await.unwrap();
+        assert!(failing_since.borrow().is_some());
+        submit(2).await;
+        submit(3).await;
+        let shown = async {
+            while !metrics.render().contains("\npool_credit_waiting_batches 2\n") {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let shown = tokio::time::timeout(Duration::from_secs(60), shown).await;
+        assert!(shown.is_ok(), "{}", metrics.render());
+        task.abort();
     }
 
     #[test]

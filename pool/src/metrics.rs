@@ -120,6 +120,7 @@ pub struct Metrics {
     credit_commit: Histogram,
     credit_shares: Counter,
     seen_proofs: Gauge,
+    credit_waiting: Gauge,
     store_failures: Counter,
     store_failing: Gauge,
     template_age: Gauge,
@@ -216,6 +217,10 @@ impl Metrics {
             credit_commit: histogram("pool_credit_commit_seconds", "One transaction of credit"),
             credit_shares: counter("pool_credit_shares_total", "Shares in those transactions"),
             seen_proofs: gauge("pool_credit_seen_proofs", "Proofs held in memory against repeats"),
+            credit_waiting: gauge(
+                "pool_credit_waiting_batches",
+                "Batches that the ledger left in its queue when it last took some",
+            ),
             store_failures: counter(
                 "pool_credit_store_failures_total",
                 "Attempts that the store did not take; each is tried again",
@@ -339,6 +344,11 @@ impl Metrics {
     /// Proofs that the ledger holds in memory.
     pub fn credit_remembers(&self, proofs: usize) {
         self.seen_proofs.set(proofs as f64);
+    }
+
+    /// Batches that wait for the ledger.
+    pub fn credit_waits(&self, batches: usize) {
+        self.credit_waiting.set(batches as f64);
     }
 
     /// The store did not take what the ledger gave it; it is tried again.

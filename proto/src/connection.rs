@@ -9,8 +9,7 @@ use thiserror::Error;
 
 use crate::limits::{
     BUFFER_KEPT, CHUNK_MAX, DECLARE_CLIENT_PAYLOAD_MAX, EXTENSIONS_MAX, FRAME_HEADER_LEN,
-    FRAME_PAYLOAD_MAX, MAC_LEN, MINING_CLIENT_PAYLOAD_MAX, OUTBOUND_PENDING_MAX, SEALED_HEADER_LEN,
-    SETUP_PAYLOAD_MAX,
+    FRAME_PAYLOAD_MAX, MAC_LEN, MINING_CLIENT_PAYLOAD_MAX, SEALED_HEADER_LEN, SETUP_PAYLOAD_MAX,
 };
 use crate::message::{
     EXTENSION_NEGOTIATION, FrameHeader, Message, Protocol, Received, RequestExtensions,
@@ -259,12 +258,6 @@ impl Outbound {
             self.sealed = Vec::new();
             self.written = 0;
         }
-    }
-
-    /// More is pending than a peer that reads would leave: stop reading from it until it does.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.pending().len() > OUTBOUND_PENDING_MAX
     }
 
     /// The session has carried all the frames that one key may; what was sent since is lost. Close.

@@ -27,8 +27,6 @@ pub const MINING_SERVER_PAYLOAD_MAX: usize = 150 * 1024;
 pub const DECLARE_CLIENT_PAYLOAD_MAX: usize = 5 * 1024 * 1024;
 /// From a job-declaration server: SEQ0_64K of U16 positions and a 64 KiB coinbase are far below.
 pub const DECLARE_SERVER_PAYLOAD_MAX: usize = 256 * 1024;
-/// From a template provider: RequestTransactionData.Success may carry a whole block.
-pub const TEMPLATE_SERVER_PAYLOAD_MAX: usize = 5 * 1024 * 1024;
 
 // ---- one link's buffers ----
 
@@ -36,9 +34,6 @@ pub const TEMPLATE_SERVER_PAYLOAD_MAX: usize = 5 * 1024 * 1024;
 pub const READ_MAX: usize = 16 * 1024;
 /// Room for a payload that a busy link keeps from one frame to the next; an idle one keeps none.
 pub const BUFFER_KEPT: usize = 4 * 1024;
-/// Sealed bytes that may wait for a peer before we stop reading from it: some jobs of 150 KiB. A peer
-/// that lets them lie longer than its task's write deadline is closed.
-pub const OUTBOUND_PENDING_MAX: usize = 1024 * 1024;
 /// Bytes of a peer that are read and dropped while we wait for it to close. Closing over unread bytes
 /// would reset the link and could take our last message with it.
 pub const CLOSING_READ_MAX: usize = 256 * 1024;

@@ -667,11 +667,6 @@ impl Opener {
         Ok(FrameHeader::decode(*header))
     }
 
-    /// Appends a whole payload, opened. `sealed` is `sealed_payload_len` of the header's length.
-    pub fn open_payload(&mut self, sealed: &[u8], out: &mut Vec<u8>) -> Result<(), NoiseError> {
-        sealed.chunks(CHUNK_MAX + MAC_LEN).try_for_each(|chunk| self.open_chunk(chunk, out))
-    }
-
     /// Appends one chunk of a payload, opened, so that a long payload need not be here whole.
     pub fn open_chunk(&mut self, sealed: &[u8], out: &mut Vec<u8>) -> Result<(), NoiseError> {
         let start = out.len();
@@ -936,7 +931,9 @@ mod tests {
             let (head, payload) = sealed.split_first_chunk().expect("a header is first");
             assert_eq!(to.open_header(head), Ok(header));
             let mut opened = Vec::new();
-            to.open_payload(payload, &mut opened).expect("untouched");
+            for chunk in payload.chunks(CHUNK_MAX + MAC_LEN) {
+                to.open_chunk(chunk, &mut opened).expect("untouched");
+            }
             assert_eq!(opened, b"share");
         }
     }

@@ -53,26 +53,6 @@ impl Default for VardiffPolicy {
     }
 }
 
-/// Which of the three memories an estimate comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Window {
-    /// Forgets in 60 s.
-    Minute,
-    /// Forgets in 180 s.
-    ThreeMinutes,
-    /// Forgets in 600 s.
-    TenMinutes,
-}
-
-/// A hash rate as the shares show it, for displays.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct HashRateEstimate {
-    /// Hashes per second.
-    pub hashes_per_s: f64,
-    /// One standard deviation as a fraction of the rate; 1 where no share came.
-    pub relative_error: f64,
-}
-
 /// One channel's difficulty and the evidence for the next.
 #[derive(Debug, Clone)]
 pub struct Vardiff {
@@ -175,23 +155,6 @@ impl Vardiff {
         self.move_to(self.bounded(declared))
     }
 
-    /// The rate that a window's shares show, as of the last share or check.
-    #[must_use]
-    pub fn hash_rate_estimate(&self, window: Window) -> HashRateEstimate {
-        let evidence = match window {
-            Window::Minute => self.windows[0],
-            Window::ThreeMinutes => self.windows[1],
-            Window::TenMinutes => self.windows[2],
-        };
-        if evidence.shares <= 0.0 || evidence.exposure <= 0.0 {
-            return HashRateEstimate { hashes_per_s: 0.0, relative_error: 1.0 };
-        }
-        HashRateEstimate {
-            hashes_per_s: evidence.shares / evidence.exposure * HASHES_AT_ONE,
-            relative_error: evidence.shares.sqrt().recip().min(1.0),
-        }
-    }
-
     fn advance(&mut self, now_ms: u64) {
         // A clock that went back adds nothing; it goes on from where it was at most.
         let elapsed_ms = now_ms.saturating_sub(self.updated_ms);
@@ -246,7 +209,7 @@ fn ratio(a: Difficulty, b: Difficulty) -> f64 {
 }
 
 /// What one window remembers.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Evidence {
     /// Shares, forgotten with time.
     shares: f64,

@@ -66,12 +66,6 @@ impl<'a> Reader<'a> {
         self.rest = rest;
         Ok(*taken)
     }
-
-    /// U24, little-endian.
-    pub fn u24(&mut self) -> Result<usize, WireError> {
-        let [a, b, c] = self.array::<3>()?;
-        Ok(u32::from_le_bytes([a, b, c, 0]) as usize)
-    }
 }
 
 /// One data type of chapter 3.1: how it is read and how it is written.

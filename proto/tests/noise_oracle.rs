@@ -14,7 +14,7 @@ use framing_sv2::framing::SerializedFrame;
 use link::{NOW, authority, ephemeral, identity, identity_valid, transports};
 use proptest::prelude::*;
 use proto::connection::{Connection, Violation};
-use proto::limits::{CLOCK_DRIFT_S, FRAME_PAYLOAD_MAX, SEALED_HEADER_LEN};
+use proto::limits::{CHUNK_MAX, CLOCK_DRIFT_S, FRAME_PAYLOAD_MAX, MAC_LEN, SEALED_HEADER_LEN};
 use proto::message::FrameHeader;
 use proto::noise::{
     AuthorityPublicKey, AuthoritySecretKey, Certificate, CertificateError, Identity, Initiator,
@@ -118,7 +118,9 @@ fn frames_cross_both_ways(mut ours: Transport, mut sri: Sri) {
         let (head, body) = sealed.split_first_chunk().unwrap();
         assert_eq!(ours.opener.open_header(head), Ok(header));
         let mut opened = Vec::new();
-        ours.opener.open_payload(body, &mut opened).unwrap();
+        for chunk in body.chunks(CHUNK_MAX + MAC_LEN) {
+            ours.opener.open_chunk(chunk, &mut opened).unwrap();
+        }
         assert!(opened == sent);
     }
 }

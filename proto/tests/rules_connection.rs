@@ -15,8 +15,8 @@ use proto::connection::{
     negotiate, setup_error,
 };
 use proto::limits::{
-    DECLARE_CLIENT_PAYLOAD_MAX, EXTENSIONS_MAX, FRAME_PAYLOAD_MAX, MINING_CLIENT_PAYLOAD_MAX,
-    OUTBOUND_PENDING_MAX, READ_MAX, SETUP_PAYLOAD_MAX,
+    DECLARE_CLIENT_PAYLOAD_MAX, EXTENSIONS_MAX, FRAME_PAYLOAD_MAX, MINING_CLIENT_PAYLOAD_MAX, READ_MAX,
+    SETUP_PAYLOAD_MAX,
 };
 use proto::message::*;
 use proto::share::Refusal;
@@ -620,27 +620,6 @@ fn a_malformed_message_is_a_violation_of_its_frame_alone() {
     let frame = server.inbound.next_frame().unwrap().unwrap();
     assert_eq!(frame.message(), Err(Violation::Wire(WireError::Truncated)));
     assert!(server.inbound.next_frame().unwrap().is_some(), "the link itself is whole");
-}
-
-#[test]
-fn an_outbound_is_full_above_its_bound_and_not_at_it() {
-    let (mut client, _) = connections();
-    // 22 bytes for a header and 16 for the one chunk: sixteen frames of 64 KiB on the wire.
-    let payload = OUTBOUND_PENDING_MAX / 16 - 22 - 16;
-    let header = FrameHeader { extension_type: 0, msg_type: 0x7f, length: payload };
-    let mut frame = header.encode().to_vec();
-    frame.resize(6 + payload, 0);
-    for _ in 0..16 {
-        assert!(!client.outbound.is_full());
-        client.outbound.send_frames(&frame);
-    }
-    assert_eq!(client.outbound.pending().len(), OUTBOUND_PENDING_MAX);
-    assert!(!client.outbound.is_full());
-    client.outbound.send(&ChannelEndpointChanged { channel_id: 1 }.into());
-    assert!(client.outbound.is_full());
-    let all = client.outbound.pending().len();
-    client.outbound.advance(all);
-    assert!(!client.outbound.is_full() && client.outbound.pending().is_empty());
 }
 
 proptest! {

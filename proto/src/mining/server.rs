@@ -289,7 +289,6 @@ impl Server {
             owner: &channel.owner,
             difficulty: channel.vardiff.difficulty(),
             tally: &channel.tally,
-            vardiff: &channel.vardiff,
         })
     }
 
@@ -374,6 +373,4 @@ pub struct ChannelView<'a> {
     pub difficulty: Difficulty,
     /// What it did.
     pub tally: &'a Tally,
-    /// What its shares say of its hash rate.
-    pub vardiff: &'a crate::vardiff::Vardiff,
 }
