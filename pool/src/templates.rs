@@ -3,7 +3,7 @@
 //!
 //! Must never stop miners because a node is away: the last work stays published until there is newer.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use bitcoin::Network;
 use job_declarator::node::{Node, NodeError, NodeTemplate, TemplateMark};
@@ -45,6 +45,8 @@ pub struct Templates {
     metrics: Arc<Metrics>,
     mark: Option<TemplateMark>,
     view: watch::Sender<Option<NodeView>>,
+    /// One warning about jobs that small devices do not take.
+    said_large: Once,
 }
 
 impl Templates {
@@ -59,7 +61,16 @@ impl Templates {
         metrics: Arc<Metrics>,
         view: watch::Sender<Option<NodeView>>,
     ) -> Self {
-        Self { node, network, payout_script, tag, metrics, mark: None, view }
+        Self {
+            node,
+            network,
+            payout_script,
+            tag,
+            metrics,
+            mark: None,
+            view,
+            said_large: Once::new(),
+        }
     }
 
     /// The first work, waiting for a node that is not ready. `None` if the pool is to stop before.
@@ -210,7 +221,17 @@ impl Templates {
         }
         let output =
             Output { sats: template.coinbase_value_sats, script: self.payout_script.clone() };
-        Job::new(Arc::clone(template), &[output], &self.tag)
+        let job = Job::new(Arc::clone(template), &[output], &self.tag)?;
+        if !job.fits_every_device() {
+            let bytes = job.payload_len();
+            self.said_large.call_once(|| {
+                warn!(
+                    bytes,
+                    "jobs are larger than a NerdQAxe+ or an older Bitaxe takes; they will leave"
+                );
+            });
+        }
+        Ok(job)
     }
 }
 

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 use crate::extranonce::Extranonce;
-use crate::limits::FRAME_HEADER_LEN;
+use crate::limits::{FRAME_HEADER_LEN, JOB_PAYLOAD_UNKNOWN_DEVICE_MAX};
 use crate::message::{FrameHeader, Message, NewExtendedMiningJob};
 use crate::template::{
     CoinbaseError, CoinbaseParts, Output, PrevHash, Template, merkle_root, sha256d,
@@ -173,6 +173,20 @@ impl Job {
     #[must_use]
     pub fn merkle_path(&self) -> &[[u8; 32]] {
         &self.work.template.merkle_path
+    }
+
+    /// Payload of the NewExtendedMiningJob that says this job, with a min_ntime.
+    #[must_use]
+    pub fn payload_len(&self) -> usize {
+        // Channel, job and min_ntime come before what is encoded once.
+        4 + 4 + 5 + self.work.encoded.tail.len()
+    }
+
+    /// Whether devices with the smallest buffers take the job. One that it does not fit leaves and
+    /// comes back, for ever.
+    #[must_use]
+    pub fn fits_every_device(&self) -> bool {
+        self.payload_len() <= JOB_PAYLOAD_UNKNOWN_DEVICE_MAX
     }
 
     /// The coinbase's txid with this full extranonce (header byte order).

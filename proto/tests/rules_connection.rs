@@ -15,8 +15,8 @@ use proto::connection::{
     negotiate, setup_error,
 };
 use proto::limits::{
-    DECLARE_CLIENT_PAYLOAD_MAX, EXTENSIONS_MAX, FRAME_PAYLOAD_MAX, MINING_CLIENT_PAYLOAD_MAX, READ_MAX,
-    SETUP_PAYLOAD_MAX,
+    DECLARE_CLIENT_PAYLOAD_MAX, EXTENSIONS_MAX, FRAME_PAYLOAD_MAX, MINING_CLIENT_PAYLOAD_MAX,
+    READ_MAX, SETUP_PAYLOAD_MAX,
 };
 use proto::message::*;
 use proto::share::Refusal;

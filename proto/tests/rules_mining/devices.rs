@@ -9,10 +9,14 @@ use channels_sv2::client::group::GroupChannel;
 use channels_sv2::extranonce_manager::ExtranoncePrefix;
 use mining_sv2::{NewExtendedMiningJobOwned, SetNewPrevHashOwned};
 
-use proto::limits::{JOB_PAYLOAD_UNKNOWN_DEVICE_MAX, JOB_REFRESH_MS, VARDIFF_CHECK_MS};
+use proto::job::{Job, JobId};
+use proto::limits::{
+    FRAME_HEADER_LEN, JOB_PAYLOAD_UNKNOWN_DEVICE_MAX, JOB_REFRESH_MS, VARDIFF_CHECK_MS,
+};
 use proto::mining::Kind;
 use proto::mining::server::Policy;
 use proto::target::Difficulty;
+use proto::template::CoinbaseParts;
 
 use crate::common::{
     ANY_TARGET, Chain, DECLARED_RATE, HARD_NBITS, JobBody, Link, Said, easy_policy, lively_policy,
@@ -75,6 +79,25 @@ fn a_job_fits_the_frames_of_the_smallest_device() {
     let JobBody::Extended { path, .. } = body else { panic!("{body:?}") };
     assert_eq!(path.len(), 13);
     assert!(payload_len <= JOB_PAYLOAD_UNKNOWN_DEVICE_MAX, "{payload_len}");
+}
+
+#[test]
+fn a_job_knows_the_length_of_its_message_and_whether_every_device_takes_it() {
+    let job = Chain::new(HARD_NBITS).advance().job.clone();
+    let of = |suffix: usize| {
+        let coinbase = CoinbaseParts { suffix: vec![0; suffix], ..job.coinbase() };
+        Job::from_parts(job.template().clone(), coinbase)
+    };
+    let payload_of = |job: &Job| {
+        let mut frame = Vec::new();
+        job.say_extended(1, JobId(1), Some(1), &mut frame);
+        frame.len() - FRAME_HEADER_LEN
+    };
+    assert_eq!(job.payload_len(), payload_of(&job));
+    let room = JOB_PAYLOAD_UNKNOWN_DEVICE_MAX - of(0).payload_len();
+    assert!(of(room).fits_every_device());
+    assert_eq!(of(room).payload_len(), payload_of(&of(room)));
+    assert!(!of(room + 1).fits_every_device());
 }
 
 #[test]
