@@ -7,7 +7,6 @@ use bitcoin::hashes::Hash;
 use bitcoin::{Amount, Block, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proto::extranonce::Extranonce;
 use proto::job::{HeaderFields, Job};
 use proto::limits::EXTRANONCE_LEN;
 use proto::template::{Output, Template, TemplateId, merkle_path, merkle_root};
@@ -75,7 +74,6 @@ proptest! {
             payouts.iter().map(|script| Output { sats: share, script: script.clone() }).collect();
         outputs[0].sats += template.coinbase_value_sats - share * payouts.len() as u64;
         let job = Job::new(Arc::new(template), &outputs, &tag).unwrap();
-        let extranonce = Extranonce::new(&extranonce).unwrap();
         let header = HeaderFields {
             version, prev_hash, merkle_root: job.merkle_root(&extranonce), ntime,
             nbits: 0x207f_ffff, nonce,
@@ -90,7 +88,9 @@ proptest! {
 
         let coinbase = &block.txdata[0];
         prop_assert!(coinbase.is_coinbase());
-        prop_assert_eq!(coinbase.compute_txid().to_byte_array(), job.coinbase_txid(&extranonce));
+        let txid = coinbase.compute_txid().to_byte_array();
+        let root = proto::template::merkle_root(txid, job.merkle_path());
+        prop_assert_eq!(job.merkle_root(&extranonce), root);
         prop_assert_eq!(coinbase.output.len(), payouts.len() + 1);
         let paid: u64 = coinbase.output.iter().map(|output| output.value.to_sat()).sum();
         prop_assert_eq!(paid, 312_500_000);

@@ -87,7 +87,7 @@ async fn found(line: &Line, salt: u8) -> FoundBlock {
     let shown = line.next_template(None).await.unwrap();
     let output = Output { sats: shown.template.coinbase_value_sats, script: vec![0x51] };
     let job = Job::new(shown.template, &[output], b"test").unwrap();
-    let extranonce = Extranonce::new(&[salt; EXTRANONCE_LEN]).unwrap();
+    let extranonce: Extranonce = [salt; EXTRANONCE_LEN];
     let mut header = HeaderFields {
         version: job.version(),
         prev_hash: shown.prev_hash.hash,

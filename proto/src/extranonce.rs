@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::limits::{EXTRANONCE_LEN, EXTRANONCE_PREFIX_LEN};
-use crate::wire::B032;
 
-/// Bytes of a full extranonce.
-pub type Extranonce = B032;
+/// A full extranonce: the server's part and the client's.
+pub type Extranonce = [u8; EXTRANONCE_LEN];
 
 /// The server's part of a channel's extranonce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,7 +41,7 @@ impl ExtranoncePrefix {
         }
         head.copy_from_slice(&self.0);
         tail.copy_from_slice(rolled);
-        Some(B032::new(&full).expect("EXTRANONCE_LEN is at most 32, asserted in limits.rs"))
+        Some(full)
     }
 
     /// The one extranonce of a standard channel: the prefix and zeros.
@@ -50,7 +49,7 @@ impl ExtranoncePrefix {
     pub fn standard(&self) -> Extranonce {
         let mut full = [0; EXTRANONCE_LEN];
         full[..EXTRANONCE_PREFIX_LEN].copy_from_slice(&self.0);
-        B032::new(&full).expect("EXTRANONCE_LEN is at most 32, asserted in limits.rs")
+        full
     }
 }
 

@@ -4,15 +4,14 @@
 //!
 //! A job knows nothing of connections, targets or tips: those freeze around it in a channel.
 
-use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 use crate::extranonce::Extranonce;
 use crate::limits::{FRAME_HEADER_LEN, JOB_PAYLOAD_UNKNOWN_DEVICE_MAX};
 use crate::message::{FrameHeader, Message, NewExtendedMiningJob};
+use crate::sha256::{CoinbaseFields, CoinbaseHasher};
 use crate::template::{
-    CoinbaseError, CoinbaseParts, Output, PrevHash, Template, merkle_root, sha256d,
-    write_compact_size,
+    CoinbaseError, CoinbaseParts, Output, PrevHash, Template, sha256d, write_compact_size,
 };
 use crate::wire::{B064K, Seq0255U256};
 
@@ -36,8 +35,8 @@ struct Work {
     coinbase: CoinbaseParts,
     /// Where nSequence stands in the suffix; `None` where the coinbase is not ours to change.
     sequence_at: Option<usize>,
-    /// SHA-256 having taken the coinbase prefix: each share starts from a copy.
-    prefix_state: Sha256,
+    /// All that can be hashed before an extranonce is known; its number is 0.
+    hasher: CoinbaseHasher,
     /// What extended channels are sent.
     encoded: Encoded,
 }
@@ -112,10 +111,11 @@ impl Job {
     }
 
     fn of(template: Arc<Template>, coinbase: CoinbaseParts, sequence_at: Option<usize>) -> Self {
-        let prefix_state = Sha256::new().chain_update(&coinbase.prefix);
+        let path = &template.merkle_path;
+        let hasher = CoinbaseHasher::new(&coinbase.prefix, &coinbase.suffix, path);
         let encoded = Encoded::new(&template, &coinbase);
         let sequence = template.coinbase_sequence;
-        let work = Work { template, coinbase, sequence_at, prefix_state, encoded };
+        let work = Work { template, coinbase, sequence_at, hasher, encoded };
         Self { work: Arc::new(work), sequence }
     }
 
@@ -189,35 +189,42 @@ impl Job {
         self.payload_len() <= JOB_PAYLOAD_UNKNOWN_DEVICE_MAX
     }
 
-    /// The coinbase's txid with this full extranonce (header byte order).
+    /// What makes the coinbase one of this job's and its miner's.
     #[must_use]
-    pub fn coinbase_txid(&self, extranonce: &Extranonce) -> [u8; 32] {
-        let Work { prefix_state, coinbase, sequence_at, .. } = &*self.work;
-        let mut state = prefix_state.clone();
-        state.update(extranonce.as_slice());
-        match sequence_at {
-            Some(at) => {
-                state.update(&coinbase.suffix[..*at]);
-                state.update(self.sequence.to_le_bytes());
-                state.update(&coinbase.suffix[at + 4..]);
-            }
-            None => state.update(&coinbase.suffix),
-        }
-        Sha256::digest(state.finalize()).into()
+    pub fn coinbase_fields(&self, extranonce: Extranonce) -> CoinbaseFields {
+        let sequence = self.work.sequence_at.map(|_| self.sequence);
+        CoinbaseFields { extranonce, sequence }
     }
 
     /// The header's merkle root with this full extranonce (header byte order).
     #[must_use]
     pub fn merkle_root(&self, extranonce: &Extranonce) -> [u8; 32] {
-        merkle_root(self.coinbase_txid(extranonce), self.merkle_path())
+        let mut root = [[0; 32]];
+        self.merkle_roots(&[self.coinbase_fields(*extranonce)], &mut root);
+        root[0]
+    }
+
+    /// The merkle root over each coinbase, of any jobs of this work. Both slices are of one length.
+    pub fn merkle_roots(&self, coinbases: &[CoinbaseFields], roots: &mut [[u8; 32]]) {
+        self.work.hasher.roots(coinbases, roots);
+    }
+
+    /// Puts the merkle root over each coinbase, of any jobs of this work, into its header and hashes the
+    /// header. All slices are of one length.
+    pub fn hash_shares(
+        &self,
+        coinbases: &[CoinbaseFields],
+        headers: &mut [[u8; 80]],
+        hashes: &mut [[u8; 32]],
+    ) {
+        self.work.hasher.shares(coinbases, headers, hashes);
     }
 
     /// The whole block as nodes take it: header, transaction count, coinbase with witness, the rest.
     #[must_use]
     pub fn block(&self, header: &HeaderFields, extranonce: &Extranonce) -> Vec<u8> {
         let template = &self.work.template;
-        let coinbase =
-            self.coinbase().with_witness(extranonce.as_slice(), template.commits_to_witnesses);
+        let coinbase = self.coinbase().with_witness(extranonce, template.commits_to_witnesses);
         let transactions = &template.transactions;
         let body: usize = transactions.iter().map(Vec::len).sum();
         let mut block = Vec::with_capacity(80 + 9 + coinbase.len() + body);

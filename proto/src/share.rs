@@ -10,14 +10,16 @@
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
 
-use crate::extranonce::{Extranonce, ExtranoncePrefix};
+use crate::extranonce::ExtranoncePrefix;
 use crate::job::{HeaderFields, Job, JobId};
 use crate::limits::{
     EXTRANONCE_ROLLABLE_LEN, NTIME_AHEAD_MAX_S, NTIME_SLACK_S, SEEN_SHARES_MAX,
     VERSION_ROLLING_MASK,
 };
+use crate::sha256::{CoinbaseFields, header_hashes};
 use crate::target::{Difficulty, Target};
 use crate::template::PrevHash;
+use crate::wire::B032;
 
 /// A job as one channel was given it. Nothing in it changes afterwards: that is what makes a share's
 /// verdict the same whenever it arrives.
@@ -57,7 +59,7 @@ pub struct Claim {
     /// Full header version.
     pub version: u32,
     /// What he rolled; `None` from a standard channel.
-    pub rolled: Option<Extranonce>,
+    pub rolled: Option<B032>,
 }
 
 /// Why a share is refused; each is a code that the miner reads (`RULES.md`).
@@ -135,7 +137,7 @@ pub struct Verdict {
 pub struct Submitted<'a> {
     job: FrozenJob<'a>,
     /// On an extended channel: what the merkle root is yet to be made of.
-    extranonce: Option<Extranonce>,
+    coinbase: Option<CoinbaseFields>,
     rolled: [u8; EXTRANONCE_ROLLABLE_LEN],
     header: HeaderFields,
     hash: [u8; 32],
@@ -148,13 +150,13 @@ impl<'a> Submitted<'a> {
     /// No header can be made of the claim.
     pub fn new(job: FrozenJob<'a>, claim: &Claim) -> Result<Self, Refusal> {
         let mut rolled = [0; EXTRANONCE_ROLLABLE_LEN];
-        let (merkle_root, extranonce) = match (&claim.rolled, job.merkle_root) {
+        let (merkle_root, coinbase) = match (&claim.rolled, job.merkle_root) {
             (None, Some(root)) => (root, None),
             (Some(extranonce), None) => {
                 let full = job.prefix.followed_by(extranonce.as_slice());
                 let full = full.ok_or(Refusal::BadExtranonceSize)?;
                 rolled.copy_from_slice(extranonce.as_slice());
-                ([0; 32], Some(full))
+                ([0; 32], Some(job.job.coinbase_fields(full)))
             }
             // The other kind of channel's message: the server looks before it asks.
             (None, None) | (Some(_), Some(_)) => return Err(Refusal::InvalidChannelId),
@@ -167,13 +169,22 @@ impl<'a> Submitted<'a> {
             nbits: job.tip.nbits,
             nonce: claim.nonce,
         };
-        Ok(Self { job, extranonce, rolled, header, hash: [0; 32] })
+        Ok(Self { job, coinbase, rolled, header, hash: [0; 32] })
     }
 
     /// The job that it names.
     #[must_use]
     pub fn job(&self) -> &FrozenJob<'a> {
         &self.job
+    }
+
+    /// Whether both can be hashed at once: on extended channels their jobs are of one work.
+    fn goes_with(&self, other: &Self) -> bool {
+        match (&self.coinbase, &other.coinbase) {
+            (Some(_), Some(_)) => self.job.job.is_work_of(other.job.job),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        }
     }
 
     /// Judges the claim once it is hashed. `clock` is ours, unix seconds. Whether the proof is new is
@@ -207,13 +218,40 @@ impl<'a> Submitted<'a> {
     }
 }
 
-/// Hashes every claim's header, and on extended channels what its merkle root is made of first.
-pub fn hash(shares: &mut [&mut Submitted<'_>]) {
-    for share in shares {
-        if let Some(extranonce) = &share.extranonce {
-            share.header.merkle_root = share.job.job.merkle_root(extranonce);
+/// Hashes every claim's header, and on extended channels what its merkle root is made of first: those
+/// of one work that stand together at once.
+pub fn hash(mut shares: &mut [&mut Submitted<'_>]) {
+    while let Some(first) = shares.first() {
+        let run = shares.iter().take(RUN_MAX).take_while(|share| share.goes_with(first)).count();
+        let (run, rest) = shares.split_at_mut(run);
+        hash_run(run);
+        shares = rest;
+    }
+}
+
+/// Shares that are hashed at once: what the widest kernel takes.
+const RUN_MAX: usize = 16;
+
+/// At most `RUN_MAX` shares, at least one, that go with each other.
+fn hash_run(run: &mut [&mut Submitted<'_>]) {
+    let mut headers = [[0; 80]; RUN_MAX];
+    let mut hashes = [[0; 32]; RUN_MAX];
+    let (headers, hashes) = (&mut headers[..run.len()], &mut hashes[..run.len()]);
+    for (header, share) in headers.iter_mut().zip(&*run) {
+        *header = share.header.to_bytes();
+    }
+    if let Some(first) = run[0].coinbase {
+        let mut coinbases = [first; RUN_MAX];
+        for (coinbase, share) in coinbases.iter_mut().zip(&*run) {
+            *coinbase = share.coinbase.unwrap_or(first);
         }
-        share.hash = share.header.hash();
+        run[0].job.job.hash_shares(&coinbases[..run.len()], headers, hashes);
+    } else {
+        header_hashes(headers, hashes);
+    }
+    for ((share, header), hash) in run.iter_mut().zip(headers).zip(hashes) {
+        share.header.merkle_root.copy_from_slice(&header[36..68]);
+        share.hash = *hash;
     }
 }
 

@@ -321,7 +321,7 @@ impl Twins {
     fn job_with(&self, id: u32, body: &JobBody) -> Job {
         let active = self.chain.active();
         let prefix = &self.link.client.device(self.standard).prefix;
-        let standard = proto::wire::B032::new(prefix).unwrap();
+        let standard: [u8; EXTRANONCE_LEN] = prefix.as_slice().try_into().unwrap();
         let is = |job: &Job| match body {
             JobBody::Standard { merkle_root } => job.merkle_root(&standard) == *merkle_root,
             JobBody::Extended { prefix, suffix, .. } => {
@@ -535,7 +535,8 @@ fn our_coinbase_is_the_one_that_sri_makes_of_the_same_template() {
     .concat();
     assert_eq!(ours.with_witness(&extranonce, true), in_block);
     let transaction: bitcoin::Transaction = bitcoin::consensus::deserialize(&in_block).unwrap();
-    let extranonce = proto::wire::B032::new(&extranonce).unwrap();
     let job = Job::new(Arc::clone(template), &outputs, b"Sv2/pool//").unwrap();
-    assert_eq!(job.coinbase_txid(&extranonce), transaction.compute_txid().to_byte_array());
+    let txid = transaction.compute_txid().to_byte_array();
+    let root = proto::template::merkle_root(txid, job.merkle_path());
+    assert_eq!(job.merkle_root(&extranonce), root);
 }

@@ -435,8 +435,7 @@ fn prepared_block(chain: &Chain, ntime: u32) -> Result<Vec<u8>, String> {
     let outputs = [Output { sats: value, script: chain::op_true_output() }];
     let job =
         Job::new(Arc::new(template), &outputs, b"prepared").map_err(|error| error.to_string())?;
-    let extranonce = proto::extranonce::Extranonce::new(&[0; proto::limits::EXTRANONCE_LEN])
-        .map_err(|_| "no extranonce of EXTRANONCE_LEN".to_owned())?;
+    let extranonce = [0; proto::limits::EXTRANONCE_LEN];
     let mut header = HeaderFields {
         version: VERSION,
         prev_hash: chain.tip().to_byte_array(),

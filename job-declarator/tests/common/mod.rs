@@ -25,7 +25,7 @@ pub fn job(template: &Arc<Template>) -> Job {
 
 /// A block of `job` on that tip, ground until it meets the tip's target.
 pub fn mine_job(job: &Job, prev_hash: &PrevHash, extranonce_byte: u8) -> Vec<u8> {
-    let extranonce = Extranonce::new(&[extranonce_byte; EXTRANONCE_LEN]).unwrap();
+    let extranonce: Extranonce = [extranonce_byte; EXTRANONCE_LEN];
     let mut header = HeaderFields {
         version: job.version(),
         prev_hash: prev_hash.hash,

@@ -46,7 +46,8 @@ impl Server {
             request_id: open.request_id,
             channel_id: id.0,
             target: channel.vardiff.difficulty().target().to_le_bytes(),
-            extranonce_prefix: channel.prefix.standard(),
+            extranonce_prefix: B032::new(&channel.prefix.standard())
+                .expect("EXTRANONCE_LEN is at most 32, asserted in limits.rs"),
             group_channel_id: GROUP.0,
         });
         self.introduce(now, id, out);
