@@ -471,7 +471,8 @@ fn a_household_has_its_places_over_all_its_connections_and_one_more_is_told_no()
         let mut other = Opener::from(HOME, pool.listen).await;
         assert!(one.opens().await && one.opens().await && other.opens().await);
         assert!(!one.opens().await && !other.opens().await);
-        assert!(Opener::from(FARM, pool.listen).await.opens().await, "another's household is full");
+        let mut farm = Opener::from(FARM, pool.listen).await;
+        assert!(farm.opens().await, "another's household is full");
         let rendered = pool.metrics.render();
         for series in [
             "pool_channels 4",
