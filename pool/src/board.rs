@@ -7,12 +7,14 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::limits::BOARD_QUEUE_MAX;
+use crate::limits::{BOARD_EVERY_MS, BOARD_QUEUE_MAX};
 use crate::metrics::Metrics;
 
 /// One connection as it was a moment ago.
@@ -59,6 +61,14 @@ pub struct ChannelSnapshot {
     pub last_share_at: Option<u64>,
     /// From the accepted shares alone; what the client declares is not looked at.
     pub hash_rate: HashRates,
+}
+
+impl ConnectionSnapshot {
+    /// Of all its channels over the last five minutes, H/s.
+    #[must_use]
+    pub fn hash_rate(&self) -> f64 {
+        self.channels.iter().map(|channel| channel.hash_rate.five_minutes.estimate).sum()
+    }
 }
 
 // serde's own way to serialise an `Arc` is a feature that every crate here would be built anew for.
@@ -212,6 +222,7 @@ fn poisson_band(n: f64) -> (f64, f64) {
 #[derive(Clone)]
 pub struct BoardHandle {
     queue: mpsc::Sender<Entry>,
+    large_from: Arc<AtomicU64>,
     metrics: Arc<Metrics>,
 }
 
@@ -244,6 +255,13 @@ impl BoardHandle {
         let _ = self.queue.send(Entry::Remove(id)).await;
     }
 
+    /// Whether a connection of this hash rate (H/s) is among the large ones, which together have half of
+    /// the pool's: they are told of a new tip first.
+    #[must_use]
+    pub fn is_large(&self, hash_rate: f64) -> bool {
+        hash_rate >= f64::from_bits(self.large_from.load(Ordering::Relaxed))
+    }
+
     /// All rows now.
     ///
     /// # Errors
@@ -258,9 +276,17 @@ impl BoardHandle {
 /// The board, and the future that is its task: spawn it. It ends when the last handle is gone.
 pub fn board(metrics: Arc<Metrics>) -> (BoardHandle, impl Future<Output = ()> + Send + 'static) {
     let (queue, mut entries) = mpsc::channel(BOARD_QUEUE_MAX);
+    let large_from = Arc::new(AtomicU64::new(0));
+    let large = Arc::clone(&large_from);
     let task = async move {
-        let mut rows = BTreeMap::new();
+        let mut rows: BTreeMap<u64, Arc<ConnectionSnapshot>> = BTreeMap::new();
+        let mut looked = Instant::now();
         while let Some(entry) = entries.recv().await {
+            if looked.elapsed() >= Duration::from_millis(BOARD_EVERY_MS) {
+                looked = Instant::now();
+                let rates = rows.values().map(|row| row.hash_rate()).collect();
+                large.store(large_from_of(rates).to_bits(), Ordering::Relaxed);
+            }
             match entry {
                 Entry::Publish(row) => {
                     rows.insert(row.id, row);
@@ -275,7 +301,19 @@ pub fn board(metrics: Arc<Metrics>) -> (BoardHandle, impl Future<Output = ()> + 
             }
         }
     };
-    (BoardHandle { queue, metrics }, task)
+    (BoardHandle { queue, large_from, metrics }, task)
+}
+
+/// The rate from which on connections have half of all hash rate together; 0 where nobody has any.
+fn large_from_of(mut rates: Vec<f64>) -> f64 {
+    rates.sort_unstable_by(|one, other| other.total_cmp(one));
+    let half = rates.iter().sum::<f64>() / 2.0;
+    let mut together = 0.0;
+    let last = rates.into_iter().find(|rate| {
+        together += rate;
+        together >= half
+    });
+    last.unwrap_or(0.0)
 }
 
 #[cfg(test)]
@@ -292,6 +330,16 @@ mod tests {
             opened_at: 1_700_000_000,
             channels: Vec::new(),
         }
+    }
+
+    #[test]
+    fn the_large_are_those_who_have_half_of_the_hash_rate_together() {
+        assert_eq!(large_from_of(vec![]), 0.0);
+        assert_eq!(large_from_of(vec![0.0, 0.0]), 0.0);
+        assert_eq!(large_from_of(vec![1.0, 7.0, 2.0, 3.0]), 7.0);
+        assert_eq!(large_from_of(vec![1.0, 4.0, 3.0, 4.0]), 4.0);
+        // Where all are alike half of them suffice, and none is small.
+        assert_eq!(large_from_of(vec![5.0; 100]), 5.0);
     }
 
     fn dropped(metrics: &Metrics) -> String {

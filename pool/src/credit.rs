@@ -9,12 +9,13 @@
 //! and start stand in every extranonce prefix, so two nodes cannot be sent the same header.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use proto::mining::{Committed, CreditBatch, CreditGroup};
 use thiserror::Error;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -51,23 +52,17 @@ pub struct CreditHandle {
 #[error("the store was away to the end: the last shares are neither credited nor acknowledged")]
 pub struct GaveUp;
 
-/// A batch that the ledger did not take; its shares are not credited and must not be acknowledged.
+/// The ledger has ended (shutdown): the batch is not credited and must not be acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum SubmitError {
-    /// The ledger has ended (shutdown).
-    #[error("the ledger has ended")]
-    Ended,
-    /// More batches are open than the reply channel has room for: the submitter's own mistake.
-    #[error("no room for the answer to a credit batch")]
-    NoRoomForAnswer,
-}
+#[error("the ledger has ended")]
+pub struct LedgerEnded;
 
 #[derive(Debug)]
 struct Submitted {
     received_at_ms: u64,
     batch: CreditBatch,
-    /// A place that is already ours: answering a slow or dead connection never waits or fails.
-    reply: mpsc::OwnedPermit<Committed>,
+    /// Answering a slow or dead connection never waits or fails.
+    reply: oneshot::Sender<Committed>,
 }
 
 impl Credit {
@@ -100,21 +95,17 @@ impl Credit {
 }
 
 impl CreditHandle {
-    /// Hands in a batch; waits while the queue is full. `Committed` comes on `reply`, whose channel
-    /// must have room for every batch that its owner has open (`CREDIT_BATCHES_OPEN_MAX`). Cancel safe:
-    /// a call that was dropped handed nothing in.
+    /// Hands in a batch; waits while the queue is full. What it gives says when the batch is committed;
+    /// batches of one submitter are answered in the order they were handed in. Cancel safe: a call that
+    /// was dropped handed nothing in.
     pub async fn submit(
         &self,
         batch: CreditBatch,
-        reply: mpsc::Sender<Committed>,
-    ) -> Result<(), SubmitError> {
-        let received_at_ms = unix_ms();
-        let reply = reply.try_reserve_owned().map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => SubmitError::NoRoomForAnswer,
-            mpsc::error::TrySendError::Closed(_) => SubmitError::Ended,
-        })?;
-        let submitted = Submitted { received_at_ms, batch, reply };
-        self.queue.send(submitted).await.map_err(|_| SubmitError::Ended)
+    ) -> Result<oneshot::Receiver<Committed>, LedgerEnded> {
+        let (reply, committed) = oneshot::channel();
+        let submitted = Submitted { received_at_ms: unix_ms(), batch, reply };
+        self.queue.send(submitted).await.map_err(|_| LedgerEnded)?;
+        Ok(committed)
     }
 
     /// Whether the store is away. The channel closes when the ledger ends.
@@ -156,17 +147,19 @@ impl Ledger {
         let mut rows = Vec::new();
         let mut answers = Vec::with_capacity(waiting.len());
         for Submitted { received_at_ms, batch, reply } in waiting {
-            let selection = self.select(&batch).await?;
+            let id = batch.id;
+            let selection = self.select(batch).await?;
             let fresh = selection.groups.into_iter();
             rows.extend(fresh.map(|group| ShareBatch { received_at_ms, group }));
             let duplicates = selection.duplicates;
-            answers.push((reply, Committed { id: batch.id, duplicates }));
+            answers.push((reply, Committed { id, duplicates }));
         }
         if !rows.is_empty() {
             self.commit(&rows).await?;
         }
         for (reply, committed) in answers {
-            reply.send(committed);
+            // A connection that ended hears nothing; its shares are credited all the same.
+            let _ = reply.send(committed);
         }
         self.credit.seen.forget_oldest(SEEN_TIPS_MAX);
         self.credit.metrics.credit_remembers(self.credit.seen.len());
@@ -174,14 +167,10 @@ impl Ledger {
     }
 
     /// Judges a batch, having loaded from the store the tips that are not in memory.
-    async fn select(&mut self, batch: &CreditBatch) -> Result<Selection, GaveUp> {
-        let Credit { store, seen, metrics, failing_since, .. } = &mut self.credit;
+    async fn select(&mut self, batch: CreditBatch) -> Result<Selection, GaveUp> {
+        let Credit { store, seen, failing_since, metrics, .. } = &mut self.credit;
         let mut patience = Patience::new(&self.shutdown, metrics, failing_since);
-        let selection = loop {
-            let tip = match seen.select(&batch.groups) {
-                Ok(selection) => break selection,
-                Err(NotLoaded(tip)) => tip,
-            };
+        while let Some(tip) = seen.not_loaded(&batch.groups) {
             match store.proofs_of(tip).await {
                 Ok(known) => seen.load(tip, known),
                 Err(error) => {
@@ -189,9 +178,9 @@ impl Ledger {
                     patience.after(error).await?;
                 }
             }
-        };
+        }
         patience.over();
-        Ok(selection)
+        Ok(seen.select(batch.groups))
     }
 
     /// One transaction under one id, however many attempts it takes.
@@ -320,7 +309,27 @@ struct Seen {
 
 struct Tip {
     prev_hash: [u8; 32],
-    keys: HashSet<u128>,
+    keys: Keys,
+}
+
+/// The keys are pieces of SHA-256 hashes already.
+type Keys = HashSet<u128, BuildHasherDefault<KeyIsHash>>;
+
+#[derive(Default)]
+struct KeyIsHash(u64);
+
+impl Hasher for KeyIsHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+    fn write_u128(&mut self, key: u128) {
+        self.0 = key as u64;
+    }
 }
 
 /// What is new in a batch and what is not.
@@ -332,34 +341,28 @@ struct Selection {
     duplicates: Vec<[u8; 32]>,
 }
 
-/// A share names a tip that is not in memory: `load` it, then ask again.
-#[derive(Debug, PartialEq, Eq)]
-struct NotLoaded([u8; 32]);
-
 impl Seen {
-    /// Splits groups into new proofs, which count as seen from now on, and others. Changes nothing if
-    /// a tip is missing.
-    fn select(&mut self, groups: &[CreditGroup]) -> Result<Selection, NotLoaded> {
+    /// A tip that shares name and that is not in memory: `load` it before `select`.
+    fn not_loaded(&self, groups: &[CreditGroup]) -> Option<[u8; 32]> {
         let known = |tip: &[u8; 32]| self.tips.iter().any(|held| held.prev_hash == *tip);
-        if let Some(missing) = groups.iter().find(|group| !known(&group.prev_hash)) {
-            return Err(NotLoaded(missing.prev_hash));
-        }
-        let mut selection = Selection::default();
-        for group in groups {
+        groups.iter().map(|group| group.prev_hash).find(|tip| !known(tip))
+    }
+
+    /// Splits groups on loaded tips into new proofs, which count as seen from now on, and others.
+    fn select(&mut self, mut groups: Vec<CreditGroup>) -> Selection {
+        let mut duplicates = Vec::new();
+        for group in &mut groups {
             let keys = self.keys_of(group.prev_hash);
-            let mut fresh = CreditGroup { proofs: Vec::new(), ..group.clone() };
-            for proof in &group.proofs {
-                if keys.insert(key(&proof.hash)) {
-                    fresh.proofs.push(*proof);
-                } else {
-                    selection.duplicates.push(proof.hash);
+            group.proofs.retain(|proof| {
+                let is_new = keys.insert(key(&proof.hash));
+                if !is_new {
+                    duplicates.push(proof.hash);
                 }
-            }
-            if !fresh.proofs.is_empty() {
-                selection.groups.push(fresh);
-            }
+                is_new
+            });
         }
-        Ok(selection)
+        groups.retain(|group| !group.proofs.is_empty());
+        Selection { groups, duplicates }
     }
 
     /// Adds what the store has of a tip; none is an answer too.
@@ -378,11 +381,11 @@ impl Seen {
     }
 
     /// The tip's keys, made if they are not there, and the tip now the most recently used.
-    fn keys_of(&mut self, prev_hash: [u8; 32]) -> &mut HashSet<u128> {
+    fn keys_of(&mut self, prev_hash: [u8; 32]) -> &mut Keys {
         let at = self.tips.iter().position(|tip| tip.prev_hash == prev_hash);
         let tip = match at {
             Some(at) => self.tips.remove(at),
-            None => Tip { prev_hash, keys: HashSet::new() },
+            None => Tip { prev_hash, keys: Keys::default() },
         };
         self.tips.push(tip);
         let last = self.tips.len() - 1;
@@ -432,10 +435,11 @@ mod tests {
     fn a_tip_that_is_not_loaded_is_asked_for_and_nothing_is_taken_as_seen() {
         let mut seen = Seen::default();
         seen.load([1; 32], vec![]);
-        let groups = [group(1, &[1]), group(2, &[2])];
-        assert_eq!(seen.select(&groups), Err(NotLoaded([2; 32])));
+        let groups = vec![group(1, &[1]), group(2, &[2])];
+        assert_eq!(seen.not_loaded(&groups), Some([2; 32]));
         seen.load([2; 32], vec![[2; 32]]);
-        let selection = seen.select(&groups).unwrap();
+        assert_eq!(seen.not_loaded(&groups), None);
+        let selection = seen.select(groups);
         assert_eq!(
             selection,
             Selection { groups: vec![group(1, &[1])], duplicates: vec![[2; 32]] }
@@ -446,7 +450,7 @@ mod tests {
     fn new_proofs_keep_their_group_and_order_and_the_others_are_named_in_theirs() {
         let mut seen = Seen::default();
         seen.load([1; 32], vec![[9; 32]]);
-        let selection = seen.select(&[group(1, &[3, 9, 1, 3]), group(1, &[1])]).unwrap();
+        let selection = seen.select(vec![group(1, &[3, 9, 1, 3]), group(1, &[1])]);
         assert_eq!(selection.groups, [group(1, &[3, 1])]);
         assert_eq!(selection.duplicates, [[9; 32], [3; 32], [1; 32]]);
         assert_eq!(seen.len(), 3);
@@ -458,11 +462,11 @@ mod tests {
         for tip in 1..=3 {
             seen.load([tip; 32], vec![]);
         }
-        seen.select(&[group(1, &[1])]).unwrap();
+        seen.select(vec![group(1, &[1])]);
         seen.forget_oldest(2);
-        assert!(seen.select(&[group(1, &[])]).is_ok());
-        assert!(seen.select(&[group(3, &[])]).is_ok());
-        assert_eq!(seen.select(&[group(2, &[])]), Err(NotLoaded([2; 32])));
+        assert_eq!(seen.not_loaded(&[group(1, &[])]), None);
+        assert_eq!(seen.not_loaded(&[group(3, &[])]), None);
+        assert_eq!(seen.not_loaded(&[group(2, &[])]), Some([2; 32]));
     }
 
     #[test]
@@ -489,10 +493,9 @@ mod tests {
         let mut failing_since = handle.failing_since();
         assert!(failing_since.borrow_and_update().is_none());
         store.close().await;
-        let (reply, _answers) = mpsc::channel(3);
         let submit = async |id| {
             let batch = CreditBatch { id, groups: vec![group(1, &[id as u8])] };
-            handle.submit(batch, reply.clone()).await.unwrap();
+            drop(handle.submit(batch).await.unwrap());
         };
         submit(1).await;
         failing_since.changed().await.unwrap();

@@ -5,7 +5,7 @@
 //! Waiting, acting and writing are apart: `next` only waits, `apply` only acts, then effects are
 //! carried out (a found block first) and all that was said goes out in one write.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proto::connection::{Connection, Setup, SetupMachine, SetupPolicy, SetupStep, Violation};
 use proto::extranonce::ExtranonceAllocator;
-use proto::limits::{ACT_ONE_LEN, CREDIT_BATCHES_OPEN_MAX};
+use proto::limits::ACT_ONE_LEN;
 use proto::message::{EXTENSION_WORKER_HASHRATE, Message, Received, SetupConnection};
 use proto::mining::server::{Effect, Input, Outbox, Policy, Server};
 use proto::mining::{ChannelId, Committed, Kind, Now};
@@ -21,7 +21,8 @@ use proto::net::{Link, LinkError};
 use proto::noise::{EphemeralSecret, Identity};
 use proto::share::Refusal;
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::task::{coop::consume_budget, yield_now};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -293,11 +294,13 @@ struct Miner {
     templates: watch::Receiver<Published>,
     /// The tip that this connection was told of last.
     tip_at: Instant,
-    committed: mpsc::Receiver<Committed>,
-    committed_to: mpsc::Sender<Committed>,
-    /// By open channel.
-    tally: HashMap<ChannelId, Meter>,
+    /// The ledger's answers to come, in the order they will.
+    committed: VecDeque<oneshot::Receiver<Committed>>,
+    /// By open channel, ids ascending.
+    meters: Vec<(ChannelId, Meter)>,
     opened_any: bool,
+    /// As last shown, H/s.
+    hash_rate: f64,
     shown_ms: u64,
     opened_ms: u64,
     shared: Arc<Shared>,
@@ -330,8 +333,6 @@ impl Miner {
             active,
             now,
         );
-        // Room for every batch that may be open, so that the ledger never waits for a connection.
-        let (committed_to, committed) = mpsc::channel(CREDIT_BATCHES_OPEN_MAX + 1);
         Self {
             id,
             peer,
@@ -346,10 +347,10 @@ impl Miner {
             out: Outbox::default(),
             templates,
             tip_at,
-            committed,
-            committed_to,
-            tally: HashMap::new(),
+            committed: VecDeque::new(),
+            meters: Vec::new(),
             opened_any: false,
+            hash_rate: 0.0,
             shown_ms: 0,
             opened_ms: now.mono_ms,
             shared,
@@ -369,15 +370,33 @@ impl Miner {
     }
 
     async fn step(&mut self, event: Event) -> Result<Event, End> {
-        let new_tip = matches!(event, Event::Template).then(|| self.templates.borrow().tip_at);
+        let is_template = matches!(event, Event::Template);
+        if is_template && !self.shared.board.is_large(self.hash_rate) {
+            // Whoever has more hash rate loses more on an old tip: they are told first.
+            yield_now().await;
+        }
         self.apply(event)?;
         self.carry_out().await?;
         self.flush().await?;
-        if let Some(tip_at) = new_tip.filter(|tip_at| *tip_at != self.tip_at) {
+        if is_template {
+            self.say_owed_jobs().await?;
+        }
+        // A socket that always has bytes would never give its worker to anybody else.
+        consume_budget().await;
+        self.next().await
+    }
+
+    /// The jobs behind a tip, when every other connection has had its turn to hear of the tip.
+    async fn say_owed_jobs(&mut self) -> Result<(), End> {
+        let tip_at = self.templates.borrow().tip_at;
+        if tip_at != self.tip_at {
             self.tip_at = tip_at;
             self.shared.metrics.job_sent(tip_at.elapsed().as_secs_f64());
+            yield_now().await;
         }
-        self.next().await
+        self.server.handle(self.shared.clock.now(), Input::BurstEnd, &mut self.out)?;
+        self.carry_out().await?;
+        self.flush().await
     }
 
     /// Only waits. Whatever it was waiting for and did not return is still there the next time.
@@ -393,7 +412,7 @@ impl Miner {
             changed = self.templates.changed() => {
                 changed.map(|()| Event::Template).map_err(|_| End::Stopping)
             }
-            Some(committed) = self.committed.recv() => Ok(Event::Committed(committed)),
+            committed = next_committed(&mut self.committed) => Ok(Event::Committed(committed?)),
             filled = self.link.fill(), if reads => match filled? {
                 0 => Err(End::Eof),
                 _ => Ok(Event::Bytes),
@@ -413,6 +432,10 @@ impl Miner {
             }
             Event::Committed(committed) => {
                 self.server.handle(now, Input::Committed(committed), &mut self.out)?;
+                // One commit mostly answers several: all that is known goes out in one write.
+                while let Some(committed) = known_committed(&mut self.committed) {
+                    self.server.handle(now, Input::Committed(committed), &mut self.out)?;
+                }
                 // Frames may have been left in the buffer at the bound of open batches.
                 self.take_frames(now)?;
             }
@@ -478,9 +501,8 @@ impl Miner {
             match effect {
                 Effect::BlockFound(found) => self.shared.blocks.keep(*found).await,
                 Effect::Credit(batch) => {
-                    let submitted =
-                        self.shared.credit.submit(batch, self.committed_to.clone()).await;
-                    submitted.map_err(|_| End::LedgerEnded)?;
+                    let submitted = self.shared.credit.submit(batch).await;
+                    self.committed.push_back(submitted.map_err(|_| End::LedgerEnded)?);
                 }
                 said @ (Effect::Acknowledged { .. }
                 | Effect::Refused { .. }
@@ -502,7 +524,7 @@ impl Miner {
                 metrics.shares_accepted(u64::from(shares), difficulty);
                 let waited = now.mono_ms.saturating_sub(oldest_ms);
                 metrics.share_acknowledged(waited as f64 / 1_000.0);
-                if let Some(meter) = self.tally.get_mut(&channel) {
+                if let Some(meter) = meter_of(&mut self.meters, channel) {
                     meter.last_share_at = Some(u64::from(now.unix_s));
                     meter.rate.share_accepted(seconds, difficulty.hashes() * f64::from(shares));
                 }
@@ -515,7 +537,7 @@ impl Miner {
             Effect::Opened(channel) => {
                 metrics.channel_opened();
                 let rate = RateMeter::new(seconds);
-                self.tally.insert(channel, Meter { rate, last_share_at: None });
+                self.meters.push((channel, Meter { rate, last_share_at: None }));
                 self.opened_any = true;
                 self.shown_ms = 0;
                 if let Some(view) = self.server.channels().find(|view| view.id == channel) {
@@ -536,7 +558,7 @@ impl Miner {
                 debug!(connection = self.id, peer = %self.peer, why, "channel refused");
             }
             Effect::Closed(channel, owner) => {
-                self.tally.remove(&channel);
+                self.meters.retain(|(id, _)| *id != channel);
                 debug!(connection = self.id, channel = channel.0, account = %owner.account, "channel closed");
             }
             Effect::BlockFound(_) | Effect::Credit(_) => {}
@@ -547,7 +569,8 @@ impl Miner {
     async fn flush(&mut self) -> Result<(), End> {
         let outbound = &mut self.link.connection().outbound;
         outbound.send_frames(&self.out.frames);
-        self.out.frames.clear();
+        // An idle connection holds no buffer.
+        self.out.frames = Vec::new();
         if outbound.pending().is_empty() {
             return Ok(());
         }
@@ -576,7 +599,7 @@ impl Miner {
         let mut handed_in = self.carry_out().await.is_ok();
         while handed_in && self.server.batches_under_way() > 0 {
             let committed = tokio::select! {
-                Some(committed) = self.committed.recv() => committed,
+                Ok(committed) = next_committed(&mut self.committed) => committed,
                 () = sleep_until(patience) => break,
             };
             let now = self.shared.clock.now();
@@ -592,8 +615,11 @@ impl Miner {
     /// Publishes this connection's row.
     fn show(&mut self, now: Now) {
         self.shown_ms = now.mono_ms;
+        // Both by ascending id.
+        let mut meters = self.meters.iter().peekable();
         let channels = self.server.channels().map(|view| {
-            let meter = self.tally.get(&view.id);
+            while meters.next_if(|(id, _)| *id < view.id).is_some() {}
+            let meter = meters.next_if(|(id, _)| *id == view.id).map(|(_, meter)| meter);
             let codes = Refusal::ALL.iter().zip(view.tally.refused);
             let rate = meter.map(|meter| {
                 meter.rate.rates(now.mono_ms as f64 / 1_000.0, view.difficulty.hashes())
@@ -617,7 +643,7 @@ impl Miner {
                 hash_rate: rate.unwrap_or_default(),
             }
         });
-        self.shared.board.publish(ConnectionSnapshot {
+        let row = ConnectionSnapshot {
             id: self.id,
             peer: self.peer,
             vendor: self.vendor.clone(),
@@ -625,8 +651,32 @@ impl Miner {
             firmware: self.firmware.clone(),
             opened_at: self.opened_at,
             channels: channels.collect(),
-        });
+        };
+        self.hash_rate = row.hash_rate();
+        self.shared.board.publish(row);
     }
+}
+
+/// The ledger's next answer; never, while none is due. Cancel safe.
+async fn next_committed(
+    due: &mut VecDeque<oneshot::Receiver<Committed>>,
+) -> Result<Committed, End> {
+    let Some(first) = due.front_mut() else { return std::future::pending().await };
+    let committed = first.await;
+    due.pop_front();
+    committed.map_err(|_| End::LedgerEnded)
+}
+
+/// The next answer if it is there already.
+fn known_committed(due: &mut VecDeque<oneshot::Receiver<Committed>>) -> Option<Committed> {
+    let committed = due.front_mut()?.try_recv().ok()?;
+    due.pop_front();
+    Some(committed)
+}
+
+fn meter_of(meters: &mut [(ChannelId, Meter)], channel: ChannelId) -> Option<&mut Meter> {
+    let at = meters.binary_search_by_key(&channel, |(id, _)| *id).ok()?;
+    Some(&mut meters[at].1)
 }
 
 /// Writes all that is pending, however long a slow peer takes over it; `Stalled` once it has taken nothing

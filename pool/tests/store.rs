@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use databases::Database;
-use pool::credit::{Credit, CreditHandle, GaveUp, SubmitError};
+use pool::credit::{Credit, CreditHandle, GaveUp, LedgerEnded};
 use pool::limits::{ACCOUNT_WORKERS_MAX, SEEN_TIPS_MAX, SQLITE_ROWS_MAX};
 use pool::metrics::Metrics;
 use pool::store::{
@@ -26,7 +26,6 @@ use proto::template::TemplateId;
 use ruint::aliases::U256;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -84,7 +83,6 @@ claims! {
     a_store_that_is_away_delays_answers_and_loses_none
     a_connection_that_is_gone_is_credited_all_the_same
     a_shutdown_commits_what_waits_and_takes_no_more
-    an_answer_without_room_is_refused_before_it_is_credited
     random_batches_agree_with_a_plain_model
 }
 
@@ -184,9 +182,8 @@ impl Ledger {
 
     /// As one connection of its own: hands in a batch and waits for the answer.
     async fn credit(&self, groups: Vec<CreditGroup>) -> Committed {
-        let (reply, mut answers) = mpsc::channel(1);
-        self.handle.submit(CreditBatch { id: 31, groups }, reply).await.unwrap();
-        let committed = answers.recv().await.unwrap();
+        let answer = self.handle.submit(CreditBatch { id: 31, groups }).await.unwrap();
+        let committed = answer.await.unwrap();
         assert_eq!(committed.id, 31);
         committed
     }
@@ -529,18 +526,18 @@ async fn a_store_that_is_away_delays_answers_and_loses_none(database: &Database)
     // The tip is in memory from here on, so that it is the commit that fails.
     ledger.credit(vec![shares(1, [99])]).await;
     database.execute("ALTER TABLE share_batch RENAME TO away").await;
-    let (reply, mut answers) = mpsc::channel(10);
+    let mut answers = Vec::new();
     for id in 0..10 {
         // Each batch repeats the last share of the one before.
         let groups = vec![shares(1, [id, id + 1])];
-        ledger.handle.submit(CreditBatch { id, groups }, reply.clone()).await.unwrap();
+        answers.push(ledger.handle.submit(CreditBatch { id, groups }).await.unwrap());
     }
-    let early = tokio::time::timeout(Duration::from_millis(300), answers.recv()).await;
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut answers[0]).await;
     assert!(early.is_err(), "acknowledged without a store");
 
     database.execute("ALTER TABLE away RENAME TO share_batch").await;
-    for id in 0..10 {
-        let committed = answers.recv().await.unwrap();
+    for (id, answer) in (0..10).zip(answers) {
+        let committed = answer.await.unwrap();
         let duplicates = if id == 0 { vec![] } else { vec![hash(1, id)] };
         assert_eq!(committed, Committed { id, duplicates });
     }
@@ -551,10 +548,8 @@ async fn a_store_that_is_away_delays_answers_and_loses_none(database: &Database)
 async fn a_connection_that_is_gone_is_credited_all_the_same(database: &Database) {
     let store = database.open().await;
     let ledger = Ledger::start(&store).await;
-    let (reply, answers) = mpsc::channel(1);
     let batch = CreditBatch { id: 1, groups: vec![shares(1, [1])] };
-    ledger.handle.submit(batch, reply).await.unwrap();
-    drop(answers);
+    drop(ledger.handle.submit(batch).await.unwrap());
     assert_eq!(ledger.credit(vec![shares(1, [1])]).await.duplicates, [hash(1, 1)]);
     assert_eq!(store.totals().await.unwrap().shares, 1);
     ledger.end().await;
@@ -563,35 +558,20 @@ async fn a_connection_that_is_gone_is_credited_all_the_same(database: &Database)
 async fn a_shutdown_commits_what_waits_and_takes_no_more(database: &Database) {
     let store = database.open().await;
     let ledger = Ledger::start(&store).await;
-    let (reply, mut answers) = mpsc::channel(20);
+    let mut answers = Vec::new();
     for id in 0..20 {
         let batch = CreditBatch { id, groups: vec![shares(1, [id])] };
-        ledger.handle.submit(batch, reply.clone()).await.unwrap();
+        answers.push(ledger.handle.submit(batch).await.unwrap());
     }
     let handle = ledger.handle.clone();
     ledger.end().await;
-    for id in 0..20 {
-        assert_eq!(answers.recv().await.unwrap(), Committed { id, duplicates: vec![] });
+    for (id, answer) in (0..20).zip(answers) {
+        assert_eq!(answer.await.unwrap(), Committed { id, duplicates: vec![] });
     }
     assert_eq!(store.totals().await.unwrap().shares, 20);
     let late = CreditBatch { id: 21, groups: vec![shares(1, [21])] };
-    assert_eq!(handle.submit(late, reply).await, Err(SubmitError::Ended));
+    assert_eq!(handle.submit(late).await.err(), Some(LedgerEnded));
     assert_eq!(store.totals().await.unwrap().shares, 20);
-}
-
-async fn an_answer_without_room_is_refused_before_it_is_credited(database: &Database) {
-    let store = database.open().await;
-    let ledger = Ledger::start(&store).await;
-    let (reply, mut answers) = mpsc::channel(1);
-    let batch = |id| CreditBatch { id, groups: vec![shares(1, [id])] };
-    ledger.handle.submit(batch(1), reply.clone()).await.unwrap();
-    let refused = ledger.handle.submit(batch(2), reply.clone()).await;
-    assert_eq!(refused, Err(SubmitError::NoRoomForAnswer));
-    assert_eq!(answers.recv().await.unwrap().id, 1);
-    ledger.handle.submit(batch(3), reply).await.unwrap();
-    assert_eq!(answers.recv().await.unwrap().id, 3);
-    assert_eq!(store.totals().await.unwrap().shares, 2);
-    ledger.end().await;
 }
 
 // ---- against a model ----

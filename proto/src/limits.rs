@@ -84,8 +84,8 @@ pub const CLIENT_FUTURE_JOBS_MAX: usize = 16;
 pub const SEEN_SHARES_MAX: usize = 1 << 20;
 /// A credit batch leaves when it holds this many shares ...
 pub const CREDIT_BATCH_MAX: usize = 64;
-/// ... or when its first share is this old: quick for a Bitaxe, one commit for a burst.
-pub const CREDIT_BATCH_AGE_MS: u64 = 100;
+/// ... or when its first share is this old: an acknowledgement well within 50 ms, one commit for a burst.
+pub const CREDIT_BATCH_AGE_MS: u64 = 25;
 /// Batches of one connection that wait for their commit. At the bound the next one stays open and grows.
 pub const CREDIT_BATCHES_OPEN_MAX: usize = 8;
 /// Shares in a batch that grows while the ledger is behind: an outage of five hours at 12 shares a minute,

@@ -3,10 +3,14 @@
 //! (`tokio::time::timeout` around any of these; none loses a byte when it is dropped but the handshakes,
 //! which take the stream with them).
 
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Poll, ready};
 
 use thiserror::Error;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::connection::{Connection, Violation};
@@ -79,19 +83,16 @@ impl Link {
     /// Waits for bytes, at most `READ_MAX` of them, and feeds them; 0 when the peer has closed. Call it
     /// when `Inbound::next_frame` has given `None`. Cancel safe.
     pub async fn fill(&mut self) -> Result<usize, LinkError> {
-        loop {
-            self.stream.readable().await?;
-            // Not held over an await, so the task does not carry it.
-            let mut scratch = [0; READ_MAX];
-            match self.stream.try_read(&mut scratch) {
-                Ok(count) => {
-                    self.connection.inbound.feed(&scratch[..count]);
-                    return Ok(count);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        let Self { stream, connection } = self;
+        let count = poll_fn(|context| {
+            // On the stack of one poll: the task does not carry it while it waits.
+            let mut scratch = [MaybeUninit::uninit(); READ_MAX];
+            let mut read = ReadBuf::uninit(&mut scratch);
+            ready!(Pin::new(&mut *stream).poll_read(context, &mut read))?;
+            connection.inbound.feed(read.filled());
+            Poll::Ready(io::Result::Ok(read.filled().len()))
+        });
+        Ok(count.await?)
     }
 
     /// Writes all that is pending. Cancel safe: what was written stays counted.
@@ -104,17 +105,12 @@ impl Link {
     /// left, so that a deadline can be put around each step and not around a slow peer's whole flush.
     /// Cancel safe.
     pub async fn write_some(&mut self) -> Result<bool, LinkError> {
-        let outbound = &mut self.connection.outbound;
-        while !outbound.pending().is_empty() {
-            self.stream.writable().await?;
-            match self.stream.try_write(outbound.pending()) {
-                Ok(count) => {
-                    outbound.advance(count);
-                    break;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error.into()),
-            }
+        let Self { stream, connection: Connection { outbound, .. } } = self;
+        if !outbound.pending().is_empty() {
+            let pending = outbound.pending();
+            let count = poll_fn(|context| Pin::new(&mut *stream).poll_write(context, pending));
+            let count = count.await?;
+            outbound.advance(count);
         }
         if outbound.is_over() {
             return Err(NoiseError::SessionOver.into());
