@@ -209,7 +209,10 @@ section! {
         pub shares_per_minute: u32 [1..=600] = 12,
         /// Easiest difficulty as a power of two, below which nothing a client asks can get: 8 is
         /// difficulty 256, which every ASIC reports. CPU miners need about -16.
-        pub floor_log2: i16 [-32..=64] = 8,
+        pub floor_log2: i16 [-32..=51] = 8,
+        /// Hardest difficulty as a power of two; only a client that asks for more gets more. Equal to
+        /// floor_log2 it pins every channel, for a measurement under load; else leave it alone.
+        pub ceiling_log2: i16 [-32..=51] = 51,
     }
 }
 
@@ -673,6 +676,9 @@ impl Config {
         if !store.is_empty() && !schemes.iter().any(|scheme| store.starts_with(scheme)) {
             let why = "does not start with sqlite:// or postgres://";
             return refuse("store.url", format!("{} {why}", self.store.url));
+        }
+        if self.difficulty.ceiling_log2 < self.difficulty.floor_log2 {
+            return refuse("difficulty.ceiling_log2", "is below difficulty.floor_log2".into());
         }
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             let allowed = "it may be such as \"info\" or \"info,pool::miner=debug\"";

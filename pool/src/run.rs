@@ -303,6 +303,7 @@ fn policy(config: &Config) -> Policy {
     Policy {
         shares_per_minute: f64::from(config.difficulty.shares_per_minute),
         floor: Difficulty::from_log2(config.difficulty.floor_log2),
+        ceiling: Difficulty::from_log2(config.difficulty.ceiling_log2),
         ..Policy::default()
     }
 }

@@ -129,6 +129,10 @@ fn values_that_make_no_sense_are_refused_by_name() {
         ("[listen]\nmax_channels = 5".into(), "listen.max_channels_per_address: "),
         ("[store]\nurl = \"mysql://x\"".into(), "store.url: "),
         ("[log]\nfilter = \"info,=\"".into(), "log.filter: "),
+        (
+            "[difficulty]\nfloor_log2 = 9\nceiling_log2 = 8".into(),
+            "difficulty.ceiling_log2: is below",
+        ),
     ];
     for (text, start) in cases {
         let said = refusal(&text);

@@ -16,7 +16,9 @@ use std::sync::Arc;
 use crate::connection::Violation;
 use crate::extranonce::{Extranonce, ExtranonceAllocator};
 use crate::job::{ActiveTemplate, HeaderFields, Job};
-use crate::limits::{CHANNELS_PER_CONNECTION_MAX, JOB_REFRESH_MS, OPENS_BURST, VARDIFF_CHECK_MS};
+use crate::limits::{
+    CHANNELS_PER_CONNECTION_MAX, DIFFICULTY_LOG2_MAX, JOB_REFRESH_MS, OPENS_BURST, VARDIFF_CHECK_MS,
+};
 use crate::message::{Message, SetCustomMiningJob, SetCustomMiningJobError, Tlvs, setup_flags};
 use crate::mining::batch::Batches;
 use crate::mining::channel::Channel;
@@ -34,6 +36,8 @@ pub struct Policy {
     pub shares_per_minute: f64,
     /// No channel is ever easier than this, whatever a client asks.
     pub floor: Difficulty,
+    /// No channel is ever harder than this, unless its client asks for it (`max_target`).
+    pub ceiling: Difficulty,
     /// A NaN, infinite or negative hash rate ends the connection (rule G13, the stricter reading). Off:
     /// it is answered with an error code.
     pub bad_floats_end_connection: bool,
@@ -46,6 +50,7 @@ impl Default for Policy {
         Self {
             shares_per_minute: 12.0,
             floor: Difficulty::from_log2(8),
+            ceiling: Difficulty::from_log2(DIFFICULTY_LOG2_MAX),
             bad_floats_end_connection: true,
             group_addressing: true,
         }

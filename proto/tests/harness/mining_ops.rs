@@ -20,7 +20,8 @@ use common::{ANY_TARGET, Chain, HARD_NBITS, Ledger, Link, REGTEST_NBITS, Said, S
 use proto::connection::Violation;
 use proto::job::{ActiveTemplate, HeaderFields};
 use proto::limits::{
-    BLOCKS_SENT_MAX, CREDIT_BATCH_WAITING_MAX, EARLY_SHARE_WAIT_MS, VARDIFF_CHECK_MS,
+    BLOCKS_SENT_MAX, CREDIT_BATCH_WAITING_MAX, DIFFICULTY_LOG2_MAX, EARLY_SHARE_WAIT_MS,
+    VARDIFF_CHECK_MS,
 };
 use proto::message::{Message, Received, SetCustomMiningJob, Tlvs, setup_flags};
 use proto::mining::server::{Effect, Input, Policy};
@@ -104,6 +105,7 @@ impl World {
         let policy = Policy {
             shares_per_minute: if on(1) { 12.0 } else { 1e9 },
             floor: Difficulty::from_log2(if on(2) { -28 } else { -32 }),
+            ceiling: Difficulty::from_log2(DIFFICULTY_LOG2_MAX),
             bad_floats_end_connection: on(3),
             group_addressing: !on(4),
         };

@@ -334,6 +334,21 @@ fn nothing_a_client_says_gets_it_below_the_floor_r36() {
 }
 
 #[test]
+fn a_ceiling_at_the_floor_pins_the_difficulty_and_a_client_may_still_ask_for_more() {
+    let floor = Difficulty::from_log2(-28);
+    let policy = Policy { floor, ceiling: floor, ..Policy::default() };
+    for kind in KINDS {
+        let harder = Difficulty::from_log2(-20);
+        for (asked, given) in [(ANY_TARGET, floor), (harder.target().to_le_bytes(), harder)] {
+            let mut link = Link::with(policy.clone(), 0, Chain::new(HARD_NBITS).active());
+            let said = link.open(kind, 1e15, asked);
+            let Said::Opened { target, .. } = said[0] else { panic!("{said:?}") };
+            assert_eq!(target, given.target());
+        }
+    }
+}
+
+#[test]
 fn the_last_channel_opens_and_the_one_after_is_refused() {
     let mut link = Link::new(&Chain::new(HARD_NBITS));
     for _ in 0..CHANNELS_PER_CONNECTION_MAX {
