@@ -1,1 +1,4 @@
-//! benches
+//! What the programs of this package share: the load generator behind `swarm` (any pool) and `load` (a pool
+//! that it starts itself). Measures others and is part of no product.
+
+pub mod swarm;
