@@ -61,6 +61,20 @@ impl Attack {
     }
 }
 
+impl Attack {
+    /// One burst of a flood and the answers so far. Counted at once: the attack may end in the middle of
+    /// any wait.
+    fn flooded(&mut self, wrong: Wrong, book: &mut Book, ended: bool) {
+        self.count(&format!("wrong shares sent ({wrong:?})"), FLOOD_BURST.into());
+        for (code, count) in std::mem::take(&mut book.refused) {
+            self.count(&format!("wrong shares answered {code}"), count);
+        }
+        if ended {
+            self.count("flooding connections ended by the pool", 1);
+        }
+    }
+}
+
 /// Where and how long; shared by all attackers of the thread.
 #[derive(Clone)]
 struct Field {
@@ -170,6 +184,8 @@ impl Field {
             if link.flush().await.is_err() {
                 return self.count("deaf connections ended by the pool");
             }
+            // A socket that always takes more never gives up its turn: the other attackers want theirs.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -203,15 +219,12 @@ impl Field {
                 Ok(()) => hear(&mut link, &mut session, &mut book).await,
                 Err(error) => Err(error.to_string()),
             };
-            if heard.is_err() {
-                self.count("flooding connections ended by the pool");
-                break;
+            let ended = heard.is_err();
+            self.attack.borrow_mut().flooded(wrong, &mut book, ended);
+            if ended {
+                return;
             }
-        }
-        let mut attack = self.attack.borrow_mut();
-        attack.count(&format!("wrong shares sent ({wrong:?})"), sequence.into());
-        for (code, count) in book.refused {
-            attack.count(&format!("wrong shares answered {code}"), count);
+            tokio::task::yield_now().await;
         }
     }
 

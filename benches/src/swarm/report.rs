@@ -178,7 +178,7 @@ impl Report {
         let whole = |tip: &&Fanout| tip.connections as u64 == book.opened;
         let rows: Vec<Value> = tips.iter().map(Fanout::to_json).collect();
         self.put("tips", rows);
-        let columns: [(&str, fn(&Fanout) -> Option<f64>); 6] = [
+        let columns: [(&str, Column); 6] = [
             ("tip p50", |tip| Some(tip.p50)),
             ("tip p99", |tip| Some(tip.p99)),
             ("tip last", |tip| Some(tip.last)),
@@ -315,6 +315,9 @@ fn latency_text(of: &Histogram) -> String {
         ms(100.0)
     )
 }
+
+/// A figure of a tip.
+type Column = fn(&Fanout) -> Option<f64>;
 
 /// One tip on its way to everybody, in milliseconds after the first connection had it.
 struct Fanout {
