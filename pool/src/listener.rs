@@ -8,8 +8,8 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
+use tokio::task::{self, JoinSet};
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
@@ -29,12 +29,12 @@ pub struct Room {
 /// Accepts until `shared.shutdown`, then waits for every connection to end.
 pub async fn serve(listener: TcpListener, room: Room, shared: Arc<Shared>) {
     let mut inside = Inside::default();
-    let mut tasks: JoinSet<IpAddr> = JoinSet::new();
+    let mut tasks: JoinSet<()> = JoinSet::new();
     let mut next_id = 1u64;
     loop {
         tokio::select! {
             () = shared.shutdown.cancelled() => break,
-            Some(ended) = tasks.join_next() => inside.left(ended),
+            Some(ended) = tasks.join_next_with_id() => inside.left(ended, &shared),
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     if let Err(full) = inside.enter(peer, room) {
@@ -42,7 +42,9 @@ pub async fn serve(listener: TcpListener, room: Room, shared: Arc<Shared>) {
                         debug!(%peer, why = full.as_str(), "connection refused");
                         continue;
                     }
-                    tasks.spawn(one(stream, peer, next_id, Arc::clone(&shared)));
+                    let task = miner::serve(stream, peer, next_id, Arc::clone(&shared));
+                    let task = tasks.spawn(task).id();
+                    inside.tasks.insert(task, Guest { connection: next_id, peer });
                     next_id += 1;
                 }
                 // Out of file descriptors, or a client gone before its turn: the next may do better.
@@ -57,17 +59,6 @@ pub async fn serve(listener: TcpListener, room: Room, shared: Arc<Shared>) {
     while tasks.join_next().await.is_some() {}
 }
 
-async fn one(stream: TcpStream, peer: SocketAddr, id: u64, shared: Arc<Shared>) -> IpAddr {
-    // A task of its own once more, so that a panic in it still gives back its place at the door.
-    let ended = tokio::spawn(miner::serve(stream, peer, id, Arc::clone(&shared))).await;
-    if let Err(error) = ended {
-        tracing::error!(%peer, %error, "a connection's task failed; every other goes on");
-        shared.board.remove(id).await;
-        shared.metrics.connection_closed();
-    }
-    household(peer.ip())
-}
-
 /// What the system says of an address that cannot be had, with the key of the configuration to change.
 pub(crate) fn cannot_bind(key: &str, address: SocketAddr, error: &io::Error) -> io::Error {
     let why = match error.kind() == io::ErrorKind::AddrInUse {
@@ -77,11 +68,18 @@ pub(crate) fn cannot_bind(key: &str, address: SocketAddr, error: &io::Error) -> 
     io::Error::new(error.kind(), format!("{key} {address}: {error}; {why} {key}"))
 }
 
-/// Who is in, by household.
+/// Who is in, by household and by task.
 #[derive(Debug, Default)]
 struct Inside {
     total: usize,
     by_address: HashMap<IpAddr, usize>,
+    tasks: HashMap<task::Id, Guest>,
+}
+
+#[derive(Debug)]
+struct Guest {
+    connection: u64,
+    peer: SocketAddr,
 }
 
 impl Inside {
@@ -98,8 +96,18 @@ impl Inside {
         Ok(())
     }
 
-    fn left(&mut self, ended: Result<IpAddr, tokio::task::JoinError>) {
-        let Ok(address) = ended else { return };
+    /// A task has ended, by a panic too: its place at the door is free again.
+    fn left(&mut self, ended: Result<(task::Id, ()), task::JoinError>, shared: &Arc<Shared>) {
+        let task = ended.as_ref().map_or_else(task::JoinError::id, |(id, ())| *id);
+        let Some(Guest { connection, peer }) = self.tasks.remove(&task) else { return };
+        if let Err(error) = ended {
+            tracing::error!(%peer, %error, "a connection's task failed; every other goes on");
+            shared.metrics.connection_closed();
+            let shared = Arc::clone(shared);
+            // The board may make one wait; the door waits for nobody.
+            tokio::spawn(async move { shared.board.remove(connection).await });
+        }
+        let address = household(peer.ip());
         self.total = self.total.saturating_sub(1);
         if let Some(count) = self.by_address.get_mut(&address) {
             *count -= 1;

@@ -167,8 +167,11 @@ enum End {
 }
 
 /// Serves one connection from handshake to good-bye.
+///
+/// A task is as large as the largest thing it ever waits for, for as long as it lives. What it waits for
+/// once is boxed, so that thousands of idle connections do not each carry a handshake.
 pub async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, shared: Arc<Shared>) {
-    let greeting = timeout(shared.handshake_deadline, greet(stream, &shared));
+    let greeting = Box::pin(timeout(shared.handshake_deadline, greet(stream, &shared)));
     let Some(greeted) = shared.shutdown.run_until_cancelled(greeting).await else { return };
     let greeting = match greeted.unwrap_or(Err((HandshakeFailure::Deadline, None))) {
         Ok(greeting) => greeting,
@@ -180,10 +183,10 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, shared: Arc<Sha
     };
     shared.metrics.connection_opened();
     info!(connection = id, %peer, vendor = greeting.vendor, hardware = greeting.hardware, "connected");
-    let mut miner = Miner::new(greeting, peer, id, Arc::clone(&shared));
+    let mut miner = Box::new(Miner::new(greeting, peer, id, Arc::clone(&shared)));
     let end = miner.run().await;
     let shares: u64 = miner.server.channels().map(|view| view.tally.accepted).sum();
-    miner.finish().await;
+    Box::pin(miner.finish()).await;
     info!(connection = id, %peer, why = %end, shares, "disconnected");
     shared.board.remove(id).await;
     shared.metrics.connection_closed();
@@ -494,6 +497,13 @@ impl Miner {
     /// Does what the server asked for. Blocks first of all, whatever stands before them: they are on disk
     /// before their shares are answered, and no slow store holds them back.
     async fn carry_out(&mut self) -> Result<(), End> {
+        if self.out.effects.is_empty() {
+            return Ok(());
+        }
+        Box::pin(self.do_effects()).await
+    }
+
+    async fn do_effects(&mut self) -> Result<(), End> {
         let effects = std::mem::take(&mut self.out.effects).into_iter();
         let (blocks, rest): (Vec<_>, Vec<_>) =
             effects.partition(|effect| matches!(effect, Effect::BlockFound(_)));
@@ -590,7 +600,7 @@ impl Miner {
 
     /// The connection ends; its accepted shares do not. The open batch goes to the ledger, what the
     /// ledger answers in time is acknowledged, and what was said is read before the link closes.
-    async fn finish(mut self) {
+    async fn finish(mut self: Box<Self>) {
         let patience = Instant::now() + self.shared.drain;
         // Shares may have come before the frame that ended it.
         let burst = self.server.handle(self.shared.clock.now(), Input::BurstEnd, &mut self.out);
