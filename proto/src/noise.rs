@@ -3,12 +3,13 @@
 //! `connection.rs` (frames), `net.rs` (handshakes) and the pool's `keys` command (authority keys).
 //!
 //! No source of randomness and no clock: secrets, entropy and the time are arguments. Secrets have no
-//! `Debug`, and what holds one of ours wipes it when it is dropped; what snow copies is snow's to wipe. `snow` runs the handshake with our own key exchange and ring's cipher; its stateless
-//! transport lets two directions be owned apart, and costs one copy more than ring alone (4 %).
+//! `Debug`, and what holds one of ours wipes it when it is dropped; what snow copies is snow's to wipe.
+//! `snow` runs the handshake with our own key exchange and ring's cipher. It ends with two keys: frames
+//! are ring's alone, each direction is owned apart, and one key serves all pieces of a frame.
 
 use std::fmt::{self, Write};
 use std::str::FromStr;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use secp256k1::ellswift::{ElligatorSwift, ElligatorSwiftParty};
@@ -21,7 +22,7 @@ use snow::params::{
 };
 use snow::resolvers::{CryptoResolver, RingResolver};
 use snow::types::{Cipher, Dh, Hash, Random};
-use snow::{Builder, HandshakeState, StatelessTransportState};
+use snow::{Builder, HandshakeState};
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -581,19 +582,27 @@ pub struct Transport {
 }
 
 impl Transport {
-    fn new(state: HandshakeState) -> Result<Self, NoiseError> {
-        let state = state.into_stateless_transport_mode().map_err(|_| NoiseError::Decrypt)?;
-        let keys = Arc::new(state);
-        Ok(Self {
-            sealer: Sealer(Direction { keys: Arc::clone(&keys), nonce: 0, frames: 0 }),
-            opener: Opener(Direction { keys, nonce: 0, frames: 0 }),
-        })
+    fn new(mut state: HandshakeState) -> Result<Self, NoiseError> {
+        if !state.is_handshake_finished() {
+            return Err(NoiseError::Decrypt);
+        }
+        let (mut to_responder, mut to_initiator) = state.dangerously_get_raw_split();
+        let [sealing, opening] = match state.is_initiator() {
+            true => [&to_responder, &to_initiator],
+            false => [&to_initiator, &to_responder],
+        };
+        let direction = |key: &[u8; 32]| Direction { key: BareKey(*key), nonce: 0, frames: 0 };
+        let transport =
+            Self { sealer: Sealer(direction(sealing)), opener: Opener(direction(opening)) };
+        to_responder.zeroize();
+        to_initiator.zeroize();
+        Ok(transport)
     }
 }
 
-/// One direction's count. `keys` holds both directions' keys and never changes.
+/// One direction's key and count.
 struct Direction {
-    keys: Arc<StatelessTransportState>,
+    key: BareKey,
     nonce: u64,
     frames: u64,
 }
@@ -608,10 +617,10 @@ impl Direction {
         Ok(())
     }
 
-    fn next_nonce(&mut self) -> u64 {
+    fn next_nonce(&mut self) -> Nonce {
         let nonce = self.nonce;
         self.nonce += 1;
-        nonce
+        BareKey::nonce(nonce)
     }
 }
 
@@ -637,14 +646,11 @@ impl Sealer {
         let start = out.len();
         out.resize(start + SEALED_HEADER_LEN + sealed_payload_len(payload.len()), 0);
         let header = FrameHeader { length: payload.len(), ..header }.encode();
+        let key = self.0.key.ready();
         let mut room = &mut out[start..];
         for piece in std::iter::once(&header[..]).chain(payload.chunks(CHUNK_MAX)) {
             let (sealed, rest) = room.split_at_mut(piece.len() + MAC_LEN);
-            let nonce = self.0.next_nonce();
-            self.0
-                .keys
-                .write_message(nonce, piece, sealed)
-                .expect("the room was measured and the nonce is far below its end");
+            seal(&key, self.0.next_nonce(), &[], piece, sealed);
             room = rest;
         }
         Ok(())
@@ -661,8 +667,8 @@ impl Opener {
         sealed: &[u8; SEALED_HEADER_LEN],
     ) -> Result<FrameHeader, NoiseError> {
         self.0.count_frame()?;
-        let mut bytes = [0; SEALED_HEADER_LEN];
-        self.open(sealed, &mut bytes)?;
+        let mut bytes = *sealed;
+        self.open(&mut bytes)?;
         let header: &[u8; FRAME_HEADER_LEN] = bytes.first_chunk().ok_or(NoiseError::Decrypt)?;
         Ok(FrameHeader::decode(*header))
     }
@@ -670,17 +676,28 @@ impl Opener {
     /// Appends one chunk of a payload, opened, so that a long payload need not be here whole.
     pub fn open_chunk(&mut self, sealed: &[u8], out: &mut Vec<u8>) -> Result<(), NoiseError> {
         let start = out.len();
-        // Room for the tag too: without it ring's resolver would allocate.
-        out.resize(start + sealed.len(), 0);
-        let opened = self.open(sealed, &mut out[start..]);
+        out.extend_from_slice(sealed);
+        let opened = self.open(&mut out[start..]);
         out.truncate(start + *opened.as_ref().unwrap_or(&0));
         opened.map(|_| ())
     }
 
-    fn open(&mut self, sealed: &[u8], room: &mut [u8]) -> Result<usize, NoiseError> {
+    /// Opens in place; how many of the bytes are text.
+    fn open(&mut self, sealed: &mut [u8]) -> Result<usize, NoiseError> {
         let nonce = self.0.next_nonce();
-        self.0.keys.read_message(nonce, sealed, room).map_err(|_| NoiseError::Decrypt)
+        let opened = self.0.key.ready().open_in_place(nonce, Aad::empty(), sealed);
+        Ok(opened.map_err(|_| NoiseError::Decrypt)?.len())
     }
+}
+
+/// `text` and its tag into `out`, which is as long as both.
+fn seal(key: &LessSafeKey, nonce: Nonce, authtext: &[u8], text: &[u8], out: &mut [u8]) {
+    let (sealed, tag) = out.split_at_mut(text.len());
+    sealed.copy_from_slice(text);
+    let made = key
+        .seal_in_place_separate_tag(nonce, Aad::from(authtext), sealed)
+        .expect("no Noise message reaches ring's limit of 256 GiB");
+    tag.copy_from_slice(made.as_ref());
 }
 
 // ---- snow's parts ----
@@ -732,7 +749,7 @@ impl CryptoResolver for Resolver {
 }
 
 /// ChaCha20-Poly1305 by ring, kept as the 32 bytes of its key: ring's own form of it is 544 bytes, twice
-/// for each idle link, and made of the 32 in some nanoseconds.
+/// for each idle link, and made of the 32 in some ten nanoseconds.
 #[derive(Default)]
 struct BareKey([u8; 32]);
 
@@ -766,13 +783,8 @@ impl Cipher for BareKey {
     }
 
     fn encrypt(&self, nonce: u64, authtext: &[u8], plaintext: &[u8], out: &mut [u8]) -> usize {
-        let (text, rest) = out.split_at_mut(plaintext.len());
-        text.copy_from_slice(plaintext);
-        let tag = self
-            .ready()
-            .seal_in_place_separate_tag(Self::nonce(nonce), Aad::from(authtext), text)
-            .expect("no Noise message reaches ring's limit of 256 GiB");
-        rest[..MAC_LEN].copy_from_slice(tag.as_ref());
+        let sealed = &mut out[..plaintext.len() + MAC_LEN];
+        seal(&self.ready(), Self::nonce(nonce), authtext, plaintext, sealed);
         plaintext.len() + MAC_LEN
     }
 
