@@ -91,10 +91,16 @@ macro_rules! messages {
                 $( $(#[$field_doc])* pub $field: $type, )*
             }
 
-            impl<'a> Field<'a> for $name $(<$lt>)? {
-                fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
-                    Ok(Self { $( $field: Field::read(reader)?, )* })
+            impl<'a> $name $(<$lt>)? {
+                // A function for each: in one, the compiler gathers the fields of all messages in one
+                // place and moves them on from there, which takes longer than reading them.
+                #[inline(never)]
+                fn receive(payload: &'a [u8]) -> Result<Received<'a>, WireError> {
+                    let mut reader = Reader::new(payload);
+                    let message = Self { $( $field: Field::read(&mut reader)?, )* };
+                    Ok(Received::Known(Message::$name(message), Tlvs { bytes: reader.rest() }))
                 }
+
                 fn write(&self, out: &mut Vec<u8>) {
                     $( self.$field.write(out); )*
                 }
@@ -144,13 +150,11 @@ macro_rules! messages {
                 number: u8,
                 payload: &'a [u8],
             ) -> Result<Received<'a>, WireError> {
-                let mut reader = Reader::new(payload);
-                let message = match (extension, number) {
-                    $( ($ext, $number) => Self::$name(Field::read(&mut reader)?), )*
-                    (EXTENSION_CORE, number) => return Ok(Received::UnknownCore(number)),
-                    (extension, _) => return Ok(Received::UnknownExtension(extension)),
-                };
-                Ok(Received::Known(message, Tlvs { bytes: reader.rest() }))
+                match (extension, number) {
+                    $( ($ext, $number) => $name::receive(payload), )*
+                    (EXTENSION_CORE, number) => Ok(Received::UnknownCore(number)),
+                    (extension, _) => Ok(Received::UnknownExtension(extension)),
+                }
             }
         }
     };

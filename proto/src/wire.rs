@@ -7,6 +7,8 @@
 
 use thiserror::Error;
 
+use crate::limits::EXTRANONCE_ROLLABLE_LEN;
+
 /// Bytes that are not the data type they should be. The peer broke the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum WireError {
@@ -43,17 +45,20 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Reads from the first byte of `payload`.
     #[must_use]
+    #[inline]
     pub fn new(payload: &'a [u8]) -> Self {
         Self { rest: payload }
     }
 
     /// What no field has taken yet.
     #[must_use]
+    #[inline]
     pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
 
     /// The next `len` bytes.
+    #[inline]
     pub fn bytes(&mut self, len: usize) -> Result<&'a [u8], WireError> {
         let (taken, rest) = self.rest.split_at_checked(len).ok_or(WireError::Truncated)?;
         self.rest = rest;
@@ -61,6 +66,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The next `N` bytes as an array.
+    #[inline]
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
         let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(WireError::Truncated)?;
         self.rest = rest;
@@ -79,9 +85,11 @@ pub trait Field<'a>: Sized {
 macro_rules! integers {
     ($($int:ty),*) => {$(
         impl<'a> Field<'a> for $int {
+            #[inline]
             fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
                 Ok(<$int>::from_le_bytes(reader.array()?))
             }
+            #[inline]
             fn write(&self, out: &mut Vec<u8>) {
                 out.extend_from_slice(&self.to_le_bytes());
             }
@@ -94,9 +102,11 @@ integers!(u8, u16, u32, u64, f32);
 
 impl<'a> Field<'a> for bool {
     /// Bit 0 counts, bits 1 to 7 are ignored (rule G6).
+    #[inline]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         Ok(u8::read(reader)? & 1 == 1)
     }
+    #[inline]
     fn write(&self, out: &mut Vec<u8>) {
         out.push(u8::from(*self));
     }
@@ -104,15 +114,18 @@ impl<'a> Field<'a> for bool {
 
 /// U256, PUBKEY: 32 raw bytes, little-endian where they are a number.
 impl<'a> Field<'a> for [u8; 32] {
+    #[inline]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         reader.array()
     }
+    #[inline]
     fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self);
     }
 }
 
 impl<'a> Field<'a> for Option<u32> {
+    #[inline]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         match u8::read(reader)? {
             0 => Ok(None),
@@ -120,6 +133,7 @@ impl<'a> Field<'a> for Option<u32> {
             more => Err(WireError::OptionCount(more)),
         }
     }
+    #[inline]
     fn write(&self, out: &mut Vec<u8>) {
         match self {
             None => out.push(0),
@@ -176,13 +190,25 @@ impl std::fmt::Debug for B032 {
 }
 
 impl<'a> Field<'a> for B032 {
+    // Kept in registers: through memory a share would wait for bytes written a moment ago.
+    #[inline(always)]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         let len = usize::from(u8::read(reader)?);
         if len > 32 {
             return Err(WireError::TooLong(len));
         }
-        Ok(Self::new(reader.bytes(len)?).expect("the length was checked one line above"))
+        // A share's extranonce is of this length: two moves, where any other is a call to memcpy.
+        if len == EXTRANONCE_ROLLABLE_LEN {
+            let mut bytes = [0; 32];
+            bytes[..EXTRANONCE_ROLLABLE_LEN]
+                .copy_from_slice(&reader.array::<EXTRANONCE_ROLLABLE_LEN>()?);
+            return Ok(Self { len: EXTRANONCE_ROLLABLE_LEN as u8, bytes });
+        }
+        let mut bytes = [0; 32];
+        bytes[..len].copy_from_slice(reader.bytes(len)?);
+        Ok(Self { len: len as u8, bytes })
     }
+    #[inline]
     fn write(&self, out: &mut Vec<u8>) {
         out.push(self.len);
         out.extend_from_slice(self.as_slice());
@@ -218,11 +244,13 @@ macro_rules! byte_strings {
         }
 
         impl<'a> Field<'a> for $name<'a> {
+            #[inline]
             fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
                 let mut len = [0; 4];
                 len[..$len_bytes].copy_from_slice(reader.bytes($len_bytes)?);
                 Ok(Self(reader.bytes(u32::from_le_bytes(len) as usize)?))
             }
+            #[inline]
             fn write(&self, out: &mut Vec<u8>) {
                 out.extend_from_slice(&(self.0.len() as u32).to_le_bytes()[..$len_bytes]);
                 out.extend_from_slice(self.0);
@@ -282,10 +310,12 @@ impl<'a> Seq0255U256<'a> {
 }
 
 impl<'a> Field<'a> for Seq0255U256<'a> {
+    #[inline]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         let count = usize::from(u8::read(reader)?);
         Ok(Self(reader.bytes(count * 32)?.as_chunks().0))
     }
+    #[inline]
     fn write(&self, out: &mut Vec<u8>) {
         out.push(self.0.len() as u8);
         out.extend_from_slice(self.0.as_flattened());
@@ -334,10 +364,12 @@ impl<'a> Seq064KU32<'a> {
 }
 
 impl<'a, const N: usize> Field<'a> for Seq064K<'a, N> {
+    #[inline]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         let count = usize::from(u16::read(reader)?);
         Ok(Self(reader.bytes(count * N)?.as_chunks().0))
     }
+    #[inline]
     fn write(&self, out: &mut Vec<u8>) {
         (self.0.len() as u16).write(out);
         out.extend_from_slice(self.0.as_flattened());
@@ -387,6 +419,7 @@ impl<'a> TransactionList<'a> {
 }
 
 impl<'a> Field<'a> for TransactionList<'a> {
+    #[inline]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         let count = u16::read(reader)?;
         let start = reader.rest();
@@ -396,6 +429,7 @@ impl<'a> Field<'a> for TransactionList<'a> {
         let encoded = &start[..start.len() - reader.rest().len()];
         Ok(Self { count, encoded })
     }
+    #[inline]
     fn write(&self, out: &mut Vec<u8>) {
         self.count.write(out);
         out.extend_from_slice(self.encoded);
