@@ -200,6 +200,7 @@ impl Inbound {
         if self.header.is_none() {
             self.payload = Vec::new();
         }
+        self.opener.rest();
         None
     }
 
@@ -241,6 +242,7 @@ impl Outbound {
             frames = rest;
             self.over |= self.sealer.seal_frame(header, payload, &mut self.sealed).is_err();
         }
+        self.sealer.rest();
         debug_assert!(frames.is_empty(), "an outbox ends with a whole frame");
     }
 

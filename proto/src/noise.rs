@@ -591,7 +591,8 @@ impl Transport {
             true => [&to_responder, &to_initiator],
             false => [&to_initiator, &to_responder],
         };
-        let direction = |key: &[u8; 32]| Direction { key: BareKey(*key), nonce: 0, frames: 0 };
+        let direction =
+            |key: &[u8; 32]| Direction { key: BareKey(*key), ready: None, nonce: 0, frames: 0 };
         let transport =
             Self { sealer: Sealer(direction(sealing)), opener: Opener(direction(opening)) };
         to_responder.zeroize();
@@ -603,6 +604,8 @@ impl Transport {
 /// One direction's key and count.
 struct Direction {
     key: BareKey,
+    /// Made of `key` for as long as frames follow each other.
+    ready: Option<Box<LessSafeKey>>,
     nonce: u64,
     frames: u64,
 }
@@ -617,10 +620,15 @@ impl Direction {
         Ok(())
     }
 
-    fn next_nonce(&mut self) -> Nonce {
-        let nonce = self.nonce;
+    /// The key, and the nonce of the next piece.
+    fn next(&mut self) -> (&LessSafeKey, Nonce) {
+        let nonce = BareKey::nonce(self.nonce);
         self.nonce += 1;
-        BareKey::nonce(nonce)
+        (self.ready.get_or_insert_with(|| Box::new(self.key.ready())), nonce)
+    }
+
+    fn rest(&mut self) {
+        self.ready = None;
     }
 }
 
@@ -634,6 +642,11 @@ pub fn sealed_payload_len(len: usize) -> usize {
 pub struct Sealer(Direction);
 
 impl Sealer {
+    /// No frame follows for now: an idle direction holds its 32 bytes of key and no more.
+    pub fn rest(&mut self) {
+        self.0.rest();
+    }
+
     /// Appends a frame, sealed: the header alone, then the payload in chunks (rule G4). The length in
     /// the header is set from the payload.
     pub fn seal_frame(
@@ -646,11 +659,11 @@ impl Sealer {
         let start = out.len();
         out.resize(start + SEALED_HEADER_LEN + sealed_payload_len(payload.len()), 0);
         let header = FrameHeader { length: payload.len(), ..header }.encode();
-        let key = self.0.key.ready();
         let mut room = &mut out[start..];
         for piece in std::iter::once(&header[..]).chain(payload.chunks(CHUNK_MAX)) {
             let (sealed, rest) = room.split_at_mut(piece.len() + MAC_LEN);
-            seal(&key, self.0.next_nonce(), &[], piece, sealed);
+            let (key, nonce) = self.0.next();
+            seal(key, nonce, &[], piece, sealed);
             room = rest;
         }
         Ok(())
@@ -661,6 +674,11 @@ impl Sealer {
 pub struct Opener(Direction);
 
 impl Opener {
+    /// No frame follows for now: an idle direction holds its 32 bytes of key and no more.
+    pub fn rest(&mut self) {
+        self.0.rest();
+    }
+
     /// Opens the 22 bytes that start a frame.
     pub fn open_header(
         &mut self,
@@ -684,8 +702,8 @@ impl Opener {
 
     /// Opens in place; how many of the bytes are text.
     fn open(&mut self, sealed: &mut [u8]) -> Result<usize, NoiseError> {
-        let nonce = self.0.next_nonce();
-        let opened = self.0.key.ready().open_in_place(nonce, Aad::empty(), sealed);
+        let (key, nonce) = self.0.next();
+        let opened = key.open_in_place(nonce, Aad::empty(), sealed);
         Ok(opened.map_err(|_| NoiseError::Decrypt)?.len())
     }
 }
