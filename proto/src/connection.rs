@@ -46,6 +46,9 @@ pub enum Violation {
     /// A NaN, infinite or negative number (rule G13), by field.
     #[error("{0} is not a number that can be")]
     BadFloat(&'static str),
+    /// `REFUSED_IN_A_ROW_MAX` shares were refused and none was good.
+    #[error("{0} shares were refused in a row")]
+    OnlyBadShares(u32),
     /// The first frame was something else (rule S10).
     #[error("the first message was not SetupConnection")]
     SetupMissing,

@@ -116,6 +116,10 @@ pub const EXTENSIONS_MAX: usize = 64;
 pub const WORKER_TLV_MAX: usize = 32;
 /// Shares that wait for a prev_hash that our node has not shown yet (rule P53), for a connection.
 pub const EARLY_SHARES_MAX: usize = 64;
+/// Refused shares without a good one between them, after which a connection is closed: a flood of them
+/// costs us a hash each and its sender none. A device whose every share is refused for an hour at three
+/// a second has something to mend.
+pub const REFUSED_IN_A_ROW_MAX: u32 = 10_000;
 /// Found blocks that a connection remembers, so that a repeated share does not send one again. On a
 /// real network two are many; on one where every share is a block the node says "known" to the rest.
 pub const BLOCKS_SENT_MAX: usize = 64;

@@ -17,7 +17,8 @@ use crate::connection::Violation;
 use crate::extranonce::{Extranonce, ExtranonceAllocator};
 use crate::job::{ActiveTemplate, HeaderFields, Job};
 use crate::limits::{
-    CHANNELS_PER_CONNECTION_MAX, DIFFICULTY_LOG2_MAX, JOB_REFRESH_MS, OPENS_BURST, VARDIFF_CHECK_MS,
+    CHANNELS_PER_CONNECTION_MAX, DIFFICULTY_LOG2_MAX, JOB_REFRESH_MS, OPENS_BURST,
+    REFUSED_IN_A_ROW_MAX, VARDIFF_CHECK_MS,
 };
 use crate::message::{Message, SetCustomMiningJob, SetCustomMiningJobError, Tlvs, setup_flags};
 use crate::mining::batch::Batches;
@@ -163,6 +164,8 @@ pub struct Server {
     batches: Batches,
     /// Shares of this burst.
     submitted: Vec<shares::Submitted>,
+    /// Since the last good share.
+    refused_in_a_row: u32,
     early: Vec<shares::EarlyShare>,
     /// Hashes of the blocks that were sent last, newest last.
     blocks_sent: VecDeque<[u8; 32]>,
@@ -201,6 +204,7 @@ impl Server {
             next_job: 1,
             batches: Batches::default(),
             submitted: Vec::new(),
+            refused_in_a_row: 0,
             early: Vec::new(),
             blocks_sent: VecDeque::new(),
             jobs_sent_ms: now.mono_ms,
@@ -236,6 +240,9 @@ impl Server {
         out: &mut Outbox,
     ) -> Result<(), Violation> {
         if let Input::Message(message, tlvs) = input {
+            if self.refused_in_a_row >= REFUSED_IN_A_ROW_MAX {
+                return Err(Violation::OnlyBadShares(self.refused_in_a_row));
+            }
             return self.on_message(now, message, tlvs, out);
         }
         self.judge_burst(now, out);

@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
+use proto::connection::Violation;
 use proto::extranonce::ExtranoncePrefix;
 use proto::job::JobId;
 use proto::limits::{
     EARLY_SHARE_WAIT_MS, EARLY_SHARES_MAX, EXTRANONCE_ROLLABLE_LEN, NTIME_AHEAD_MAX_S,
-    NTIME_SLACK_S, PAST_JOBS_MAX, VARDIFF_CHECK_MS, VERSION_ROLLING_MASK,
+    NTIME_SLACK_S, PAST_JOBS_MAX, REFUSED_IN_A_ROW_MAX, VARDIFF_CHECK_MS, VERSION_ROLLING_MASK,
 };
+use proto::message::{SubmitSharesExtended, Tlvs};
 use proto::mining::Kind;
-use proto::mining::server::{Effect, Policy};
+use proto::mining::server::{Effect, Input, Outbox, Policy};
 use proto::share::{Claim, FrozenJob, Refusal};
 use proto::target::{Difficulty, Target};
 use proto::wire::B032;
@@ -293,6 +295,40 @@ fn each_bad_share_is_told_at_once_and_one_by_one_p48() {
     let view = link.server.channels().next().unwrap();
     assert_eq!(view.tally.refused[Refusal::InvalidNtime as usize], 200);
     assert_eq!(Refusal::ALL[Refusal::InvalidNtime as usize], Refusal::InvalidNtime);
+}
+
+#[test]
+fn a_flood_of_bad_shares_ends_and_one_good_share_starts_the_count_anew() {
+    let mut link = Link::new(&Chain::new(HARD_NBITS));
+    let channel = link.open_at_floor(Kind::Extended);
+    let bad = Share { ntime: 1, ..link.client.good_share(channel) };
+    let submit = |link: &mut Link, share: &Share, times: u32| {
+        for _ in 0..times {
+            link.submit(share);
+        }
+    };
+    submit(&mut link, &bad, REFUSED_IN_A_ROW_MAX - 1);
+    let good = link.client.good_share(channel);
+    assert!(link.submit(&good).is_empty());
+    submit(&mut link, &bad, REFUSED_IN_A_ROW_MAX - 1);
+    let rolled = B032::new(&bad.rolled.unwrap()).unwrap();
+    let last = SubmitSharesExtended {
+        channel_id: channel,
+        sequence_number: 1,
+        job_id: bad.job,
+        nonce: 0,
+        ntime: 1,
+        version: bad.version,
+        extranonce: rolled,
+    };
+    let mut out = Outbox::default();
+    // The last is still answered; the next word is one too many.
+    let message = || Input::Message(last.into(), Tlvs::NONE);
+    link.server.handle(link.now, message(), &mut out).unwrap();
+    link.server.handle(link.now, Input::BurstEnd, &mut out).unwrap();
+    assert!(!out.frames.is_empty());
+    let over = link.server.handle(link.now, message(), &mut out);
+    assert_eq!(over, Err(Violation::OnlyBadShares(REFUSED_IN_A_ROW_MAX)));
 }
 
 #[test]

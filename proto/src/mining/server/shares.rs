@@ -231,6 +231,7 @@ impl Server {
             Err(refusal) => return self.refuse(id, sequence_number, refusal, out),
         };
 
+        self.refused_in_a_row = 0;
         channel.tally.last_share_ms = Some(now.mono_ms);
         channel.vardiff.share(now.mono_ms, proof.difficulty);
         let worker = worker.as_ref().unwrap_or(&channel.owner.worker);
@@ -286,6 +287,7 @@ impl Server {
         refusal: Refusal,
         out: &mut Outbox,
     ) {
+        self.refused_in_a_row = self.refused_in_a_row.saturating_add(1);
         if let Some(known) = self.channels.get_mut(&channel) {
             known.tally.refused[refusal as usize] += 1;
         }
