@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::limits::{
-    CREDIT_COMMIT_BATCHES_MAX, CREDIT_QUEUE_MAX, CREDIT_RETRY_FIRST, CREDIT_RETRY_MAX,
-    CREDIT_SHUTDOWN_GRACE, SEEN_TIPS_MAX,
+    CREDIT_COMMIT_BATCHES_MAX, CREDIT_COMMIT_SHARES_MAX, CREDIT_QUEUE_MAX, CREDIT_RETRY_FIRST,
+    CREDIT_RETRY_MAX, CREDIT_SHUTDOWN_GRACE, SEEN_TIPS_MAX,
 };
 use crate::metrics::Metrics;
 use crate::store::{CommitId, ShareBatch, Store, StoreError};
@@ -124,22 +124,33 @@ struct Ledger {
 impl Ledger {
     async fn run(mut self) -> Result<(), GaveUp> {
         loop {
-            let mut waiting = Vec::new();
-            tokio::select! {
+            let first = tokio::select! {
                 () = self.shutdown.cancelled(), if !self.submitted.is_closed() => {
                     // What was handed in stays in the queue and is committed; nothing new comes.
                     self.submitted.close();
                     continue;
                 }
-                taken = self.submitted.recv_many(&mut waiting, CREDIT_COMMIT_BATCHES_MAX) => {
-                    if taken == 0 {
-                        return Ok(());
-                    }
-                    self.credit.metrics.credit_waits(self.submitted.len());
-                }
-            }
+                first = self.submitted.recv() => match first {
+                    Some(first) => first,
+                    None => return Ok(()),
+                },
+            };
+            let waiting = self.with_those_behind(first);
+            self.credit.metrics.credit_waits(self.submitted.len());
             self.settle(waiting).await?;
         }
+    }
+
+    /// All that waits and goes into one transaction.
+    fn with_those_behind(&mut self, first: Submitted) -> Vec<Submitted> {
+        let mut shares = first.batch.shares();
+        let mut waiting = vec![first];
+        while waiting.len() < CREDIT_COMMIT_BATCHES_MAX && shares < CREDIT_COMMIT_SHARES_MAX {
+            let Ok(next) = self.submitted.try_recv() else { break };
+            shares += next.batch.shares();
+            waiting.push(next);
+        }
+        waiting
     }
 
     /// Credits what is new in all of these batches, in one transaction, then answers each.

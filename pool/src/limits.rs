@@ -9,9 +9,12 @@ use std::time::Duration;
 /// so that none waits with a block behind its shares while the store is away. Places are made as they
 /// are needed.
 pub const CREDIT_QUEUE_MAX: usize = 131_072;
-/// Batches that one transaction takes: 32,768 shares, 2 MB of proofs. More would make every miner in it
-/// wait longer and save nothing.
+/// Batches that one transaction takes ...
 pub const CREDIT_COMMIT_BATCHES_MAX: usize = 512;
+/// ... and the shares in them at which it takes no further batch: with the last, which may have grown
+/// while the ledger was behind, 36,864 shares and 2.4 MB of proofs. More would make every miner in it
+/// wait longer and save nothing, and after an outage might never fit into `STORE_COMMIT_MAX`.
+pub const CREDIT_COMMIT_SHARES_MAX: usize = 32_768;
 /// Tips whose proofs the ledger holds in memory: the newest, the one before (devices finish a job that
 /// they had), and two for a chain that reorganises. A tip beyond is loaded from the store when a share
 /// asks for it, so the bound costs time and never a double credit. A key of 16 bytes stands for a
@@ -49,8 +52,10 @@ pub const ACCOUNT_WORKERS_MAX: usize = 1_000;
 /// Handshakes at once: 0.1 ms of one core each, so a storm of ten thousand takes a second and shares
 /// go on in between.
 pub const HANDSHAKES_AT_ONCE: usize = 64;
-/// Between looks at a client that has sent a part of its first 64 bytes.
+/// Between looks at a client that has sent a part of its first 64 bytes, doubled each time ...
 pub const ACT_ONE_PAUSE: Duration = Duration::from_millis(20);
+/// ... up to this: ten thousand that trickle are looked at as often as one flood of shares is read.
+pub const ACT_ONE_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A client that has not taken one byte of what it was sent for so long is gone or hostile.
 pub const WRITE_STALL_MAX: Duration = Duration::from_secs(60);
 /// How long a good-bye may take: the last frames are flushed and the peer's close is awaited.

@@ -45,7 +45,7 @@ pub const BLOCK_STATES: [&str; 6] = ["found", "accepted", "stale", "rejected", "
 
 const OTHER: &str = "other";
 
-/// A batch waits 100 ms for company, so the middle of the range is where acknowledgements are.
+/// A batch waits 25 ms for company, so the middle of the range is where acknowledgements are.
 const ACK_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.125, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0];
 /// From one connection (well under a millisecond) to a hundred thousand.

@@ -21,7 +21,8 @@ use proto::net::{Link, LinkError};
 use proto::noise::{EphemeralSecret, Identity};
 use proto::share::Refusal;
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::oneshot::{self, error::TryRecvError};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{coop::consume_budget, yield_now};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -32,7 +33,8 @@ use crate::block::BlocksHandle;
 use crate::board::{BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot, RateMeter};
 use crate::credit::CreditHandle;
 use crate::limits::{
-    ACT_ONE_PAUSE, BOARD_EVERY_MS, CLOSE_WAIT, COMPLAIN_EVERY_MS, WRITE_STALL_MAX,
+    ACT_ONE_PAUSE, ACT_ONE_PAUSE_MAX, BOARD_EVERY_MS, CLOSE_WAIT, COMPLAIN_EVERY_MS,
+    WRITE_STALL_MAX,
 };
 use crate::listener::household;
 use crate::metrics::{HandshakeFailure, Metrics};
@@ -197,15 +199,15 @@ struct Greeting {
     link: Link,
     machine: SetupMachine,
     setup: Setup,
-    vendor: String,
-    hardware: String,
-    firmware: String,
+    vendor: Box<str>,
+    hardware: Box<str>,
+    firmware: Box<str>,
 }
 
 type NotGreeted = (HandshakeFailure, Option<String>);
 
 /// Handshake and SetupConnection. The caller has the deadline.
-async fn greet(stream: TcpStream, shared: &Shared) -> Result<Greeting, NotGreeted> {
+async fn greet(stream: TcpStream, shared: &Shared) -> Result<Box<Greeting>, NotGreeted> {
     let identity = Arc::clone(&shared.identity.borrow());
     let fault = |why| move |error: LinkError| (why, Some(error.to_string()));
     await_act_one(&stream).await?;
@@ -234,7 +236,10 @@ async fn greet(stream: TcpStream, shared: &Shared) -> Result<Greeting, NotGreete
                 inbound.set_limit(setup.client_payload_max());
                 link.flush().await.map_err(fault(HandshakeFailure::Closed))?;
                 let (vendor, hardware, firmware) = names.unwrap_or_default();
-                return Ok(Greeting { link, machine, setup, vendor, hardware, firmware });
+                let (vendor, hardware, firmware) =
+                    (vendor.into(), hardware.into(), firmware.into());
+                let greeting = Greeting { link, machine, setup, vendor, hardware, firmware };
+                return Ok(Box::new(greeting));
             }
             SetupStep::Refused(refusal) => {
                 let why = refusal.error_code.printable();
@@ -251,6 +256,7 @@ async fn greet(stream: TcpStream, shared: &Shared) -> Result<Greeting, NotGreete
 /// that trickles its bytes. One that closes before its first byte was a probe.
 async fn await_act_one(stream: &TcpStream) -> Result<(), NotGreeted> {
     let mut act_one = [0; ACT_ONE_LEN];
+    let mut pause = ACT_ONE_PAUSE;
     loop {
         match stream.peek(&mut act_one).await {
             Ok(0) => return Err((HandshakeFailure::Probe, None)),
@@ -261,7 +267,10 @@ async fn await_act_one(stream: &TcpStream) -> Result<(), NotGreeted> {
             }
             Ok(ACT_ONE_LEN) => return Ok(()),
             // The rest of 64 bytes is a moment behind, or never comes; the deadline is the caller's.
-            Ok(_) => sleep(ACT_ONE_PAUSE).await,
+            Ok(_) => {
+                sleep(pause).await;
+                pause = (pause * 2).min(ACT_ONE_PAUSE_MAX);
+            }
             Err(error) => return Err((HandshakeFailure::Closed, Some(error.to_string()))),
         }
     }
@@ -285,10 +294,11 @@ fn ephemeral() -> Result<EphemeralSecret, String> {
 struct Miner {
     id: u64,
     peer: SocketAddr,
-    vendor: String,
-    hardware: String,
-    firmware: String,
-    opened_at: u64,
+    vendor: Box<str>,
+    hardware: Box<str>,
+    firmware: Box<str>,
+    /// Unix seconds.
+    opened_at: u32,
     link: Link,
     machine: SetupMachine,
     server: Server,
@@ -324,8 +334,8 @@ enum Event {
 }
 
 impl Miner {
-    fn new(greeting: Greeting, peer: SocketAddr, id: u64, shared: Arc<Shared>) -> Self {
-        let Greeting { link, machine, setup, vendor, hardware, firmware } = greeting;
+    fn new(greeting: Box<Greeting>, peer: SocketAddr, id: u64, shared: Arc<Shared>) -> Self {
+        let Greeting { link, machine, setup, vendor, hardware, firmware } = *greeting;
         let mut templates = shared.templates.clone();
         let Published { active, tip_at, .. } = templates.borrow_and_update().clone();
         let now = shared.clock.now();
@@ -342,7 +352,7 @@ impl Miner {
             vendor,
             hardware,
             firmware,
-            opened_at: u64::from(now.unix_s),
+            opened_at: now.unix_s,
             link,
             machine,
             server,
@@ -436,7 +446,7 @@ impl Miner {
             Event::Committed(committed) => {
                 self.server.handle(now, Input::Committed(committed), &mut self.out)?;
                 // One commit mostly answers several: all that is known goes out in one write.
-                while let Some(committed) = known_committed(&mut self.committed) {
+                while let Some(committed) = known_committed(&mut self.committed)? {
                     self.server.handle(now, Input::Committed(committed), &mut self.out)?;
                 }
                 // Frames may have been left in the buffer at the bound of open batches.
@@ -465,9 +475,21 @@ impl Miner {
 
     /// Every whole frame that has arrived, until the bound of open batches.
     fn take_frames(&mut self, now: Now) -> Result<(), End> {
+        let mut is_drained = false;
+        // Room is counted as if every share of a burst were good. Where some were not there is room
+        // left, and nothing must be read before the last frame is taken.
+        while !is_drained && self.server.takes_more() {
+            is_drained = self.take_burst(now)?;
+            self.server.handle(now, Input::BurstEnd, &mut self.out)?;
+        }
+        Ok(())
+    }
+
+    /// Frames until there are none (`true`) or no room for more shares.
+    fn take_burst(&mut self, now: Now) -> Result<bool, End> {
         while self.server.takes_more() {
             let Connection { inbound, .. } = self.link.connection();
-            let Some(frame) = inbound.next_frame()? else { break };
+            let Some(frame) = inbound.next_frame()? else { return Ok(true) };
             match self.machine.receive(frame.message()?, &mut self.out.frames)? {
                 SetupStep::Pass(Received::Known(message, tlvs)) => {
                     // A place is taken before an open and given back if nothing came of it.
@@ -490,8 +512,7 @@ impl Miner {
                 SetupStep::Agreed(_) | SetupStep::Refused(_) => {}
             }
         }
-        self.server.handle(now, Input::BurstEnd, &mut self.out)?;
-        Ok(())
+        Ok(false)
     }
 
     /// Does what the server asked for. Blocks first of all, whatever stands before them: they are on disk
@@ -547,6 +568,10 @@ impl Miner {
             Effect::Opened(channel) => {
                 metrics.channel_opened();
                 let rate = RateMeter::new(seconds);
+                if self.meters.is_empty() {
+                    // Most connections have one channel, and a Vec would make room for four.
+                    self.meters.reserve_exact(1);
+                }
                 self.meters.push((channel, Meter { rate, last_share_at: None }));
                 self.opened_any = true;
                 self.shown_ms = 0;
@@ -656,10 +681,10 @@ impl Miner {
         let row = ConnectionSnapshot {
             id: self.id,
             peer: self.peer,
-            vendor: self.vendor.clone(),
-            hardware: self.hardware.clone(),
-            firmware: self.firmware.clone(),
-            opened_at: self.opened_at,
+            vendor: self.vendor.to_string(),
+            hardware: self.hardware.to_string(),
+            firmware: self.firmware.to_string(),
+            opened_at: self.opened_at.into(),
             channels: channels.collect(),
         };
         self.hash_rate = row.hash_rate();
@@ -678,10 +703,16 @@ async fn next_committed(
 }
 
 /// The next answer if it is there already.
-fn known_committed(due: &mut VecDeque<oneshot::Receiver<Committed>>) -> Option<Committed> {
-    let committed = due.front_mut()?.try_recv().ok()?;
+fn known_committed(
+    due: &mut VecDeque<oneshot::Receiver<Committed>>,
+) -> Result<Option<Committed>, End> {
+    let answer = match due.front_mut().map(oneshot::Receiver::try_recv) {
+        None | Some(Err(TryRecvError::Empty)) => return Ok(None),
+        Some(answer) => answer,
+    };
+    // A receiver that was told something, also that nothing comes, must not be asked again.
     due.pop_front();
-    Some(committed)
+    answer.map(Some).map_err(|_| End::LedgerEnded)
 }
 
 fn meter_of(meters: &mut [(ChannelId, Meter)], channel: ChannelId) -> Option<&mut Meter> {
@@ -760,5 +791,20 @@ mod tests {
         let (mut link, _peer) = with_much_to_say().await;
         let flushed = flush(&mut link, STALL_MAX / 8).await;
         assert!(matches!(flushed, Err(End::Stalled)), "{flushed:?}");
+    }
+
+    #[tokio::test]
+    async fn a_ledger_that_ends_is_an_end_of_the_connection_and_no_panic() {
+        let (answers, due): (Vec<_>, VecDeque<_>) = (0..3).map(|_| oneshot::channel()).unzip();
+        let mut due: VecDeque<oneshot::Receiver<Committed>> = due;
+        let mut answers = answers.into_iter();
+        let answer: oneshot::Sender<Committed> = answers.next().unwrap();
+        answer.send(Committed { id: 0, duplicates: vec![] }).unwrap();
+        assert_eq!(next_committed(&mut due).await.unwrap().id, 0);
+        assert!(matches!(known_committed(&mut due), Ok(None)));
+        drop(answers);
+        assert!(matches!(known_committed(&mut due), Err(End::LedgerEnded)));
+        assert!(matches!(next_committed(&mut due).await, Err(End::LedgerEnded)));
+        assert!(matches!(known_committed(&mut due), Ok(None)));
     }
 }

@@ -175,7 +175,7 @@ impl Templates {
     fn follow(&self, before: &Published, template: &NodeTemplate) -> Option<Published> {
         let now = Instant::now();
         let active = self.work_on(template, Some(&before.active))?;
-        let new_tip = active.tip.hash != before.active.tip.hash;
+        let new_tip = !active.tip.is_same_tip(&before.active.tip);
         if new_tip {
             info!(
                 height = active.job.template().height,

@@ -26,6 +26,15 @@ pub struct PrevHash {
     pub min_ntime: u32,
 }
 
+impl PrevHash {
+    /// Whether work on one is work on the other. On test networks the target of the next block changes
+    /// under one tip when none was found for twenty minutes; headers of before are then no blocks.
+    #[must_use]
+    pub fn is_same_tip(&self, other: &Self) -> bool {
+        (self.hash, self.nbits) == (other.hash, other.nbits)
+    }
+}
+
 /// A coinbase output of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {

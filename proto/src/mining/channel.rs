@@ -118,6 +118,10 @@ impl Channel {
         }
         let difficulty = self.vardiff.difficulty();
         let (tip, turn) = (jobs.tip().serial, jobs.next_turn());
+        if self.own.is_empty() {
+            // A quiet channel has one.
+            self.own.reserve_exact(1);
+        }
         self.own.push(OwnJob { given, tip, turn, difficulty });
     }
 

@@ -74,6 +74,14 @@ pub struct CreditBatch {
     pub groups: Vec<CreditGroup>,
 }
 
+impl CreditBatch {
+    /// In all its groups.
+    #[must_use]
+    pub fn shares(&self) -> usize {
+        self.groups.iter().map(|group| group.proofs.len()).sum()
+    }
+}
+
 /// The ledger's word that a batch is on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {

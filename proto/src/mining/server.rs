@@ -279,7 +279,8 @@ impl Server {
     /// ledger answers.
     #[must_use]
     pub fn takes_more(&self) -> bool {
-        self.batches.has_room_for(self.submitted.len() + 1)
+        // Early shares come into the batch all at once, with the tip that they wait for.
+        self.batches.has_room_for(self.submitted.len() + self.early.len() + 1)
     }
 
     /// Batches that the ledger has not answered yet.

@@ -244,10 +244,8 @@ impl Client {
         let ahead = device.ahead.remove(job).unwrap_or_else(|| {
             panic!("rule P24: channel {id} was never sent job {job} as a future one")
         });
-        assert!(
-            device.works.last().is_none_or(|work| work.prev_hash != *prev_hash),
-            "a tip that is no news"
-        );
+        let is_news = |work: &Work| (work.prev_hash, work.nbits) != (*prev_hash, *nbits);
+        assert!(device.works.last().is_none_or(is_news), "a tip that is no news");
         device.ahead.clear();
         device.works.clear();
         device.contents.clear();

@@ -234,6 +234,25 @@ fn a_tip_is_said_alone_and_its_jobs_when_the_burst_ends() {
 }
 
 #[test]
+fn a_target_that_changes_under_one_tip_is_told_like_a_new_tip() {
+    // What testnet does when no block was found for twenty minutes.
+    let mut chain = Chain::new(HARD_NBITS);
+    let mut link = Link::new(&chain);
+    let before = link.open_at_floor(Kind::Extended);
+    chain.nbits = REGTEST_NBITS;
+    link.template(chain.fuller());
+    let after = link.open_at_floor(Kind::Standard);
+    let network = proto::target::Target::from_compact(REGTEST_NBITS);
+    for channel in [before, after] {
+        let work = link.client.work(channel).clone();
+        assert_eq!(work.nbits, REGTEST_NBITS);
+        let share = link.client.grind(channel, &work, |hash| network.is_met_by(hash));
+        assert!(link.submit(&share).is_empty());
+        assert_eq!(link.blocks().len(), 1, "a block at the new target");
+    }
+}
+
+#[test]
 fn every_job_may_be_rolled_p29() {
     let mut chain = Chain::new(HARD_NBITS);
     let flags = setup_flags::REQUIRES_VERSION_ROLLING;

@@ -64,7 +64,7 @@ impl Server {
 
     pub(super) fn on_template(&mut self, now: Now, new: Arc<ActiveTemplate>, out: &mut Outbox) {
         let old = std::mem::replace(&mut self.active, Arc::clone(&new));
-        let new_tip = old.tip.hash != new.tip.hash;
+        let new_tip = !old.tip.is_same_tip(&new.tip);
         if new_tip {
             self.given.move_to(new.tip);
         }
