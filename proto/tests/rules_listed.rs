@@ -35,12 +35,14 @@ fn every_test_that_a_rule_names_exists() {
     let rules = read("RULES.md");
     let rules = rules.split("## Error codes").next().unwrap();
     let mut rows = 0;
+    let mut listed = BTreeSet::new();
     for row in rules.lines().filter(|line| line.starts_with("| ") && line.contains(" | ")) {
         let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
         if cells[0] == "rule" {
             continue;
         }
         rows += 1;
+        listed.insert(cells[0].to_lowercase());
         let tests = cells.last().unwrap();
         assert!(!tests.is_empty(), "{} names neither a test nor a reason", cells[0]);
         for name in tests.split('`').skip(1).step_by(2).filter(|name| name.contains('_')) {
@@ -48,6 +50,19 @@ fn every_test_that_a_rule_names_exists() {
         }
     }
     assert!(rows >= 80, "only {rows} rules found");
+    for name in &names {
+        for rule in name.rsplit('_').take_while(|word| is_rule(word)) {
+            assert!(listed.contains(rule), "{name} names {rule}, which RULES.md does not");
+        }
+    }
+}
+
+/// One letter of the tables that this file is about, and a number.
+fn is_rule(word: &str) -> bool {
+    let (table, number) = word.split_at_checked(1).unwrap_or_default();
+    matches!(table, "g" | "s" | "p" | "e" | "c" | "n")
+        && !number.is_empty()
+        && number.bytes().all(|digit| digit.is_ascii_digit())
 }
 
 #[test]

@@ -448,7 +448,7 @@ fn an_early_share_of_a_closed_channel_is_forgotten_p53_p13() {
 }
 
 #[test]
-fn a_block_goes_out_whatever_else_is_wrong_with_its_share_e36() {
+fn a_block_goes_out_whatever_else_is_wrong_with_its_share() {
     let mut link = Link::new(&Chain::new(REGTEST_NBITS));
     let channel = link.open_at_floor(Kind::Extended);
     let work = link.client.work(channel).clone();
