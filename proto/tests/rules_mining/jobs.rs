@@ -3,10 +3,12 @@
 use bitcoin::consensus::deserialize;
 use bitcoin::hashes::Hash;
 
+use proto::job::JobId;
 use proto::limits::{JOB_REFRESH_MS, NTIME_AHEAD_MAX_S};
 use proto::message::{SetCustomMiningJob, setup_flags};
 use proto::mining::Kind;
 use proto::mining::server::{Input, Outbox, Policy};
+use proto::template::sha256d;
 use proto::wire::{B064K, B0255, Seq0255U256};
 
 use crate::common::{
@@ -313,6 +315,29 @@ fn a_thousand_channels_take_one_frame_for_each_job_p32() {
     assert_eq!(link.template(chain.advance()).len(), 3, "tip, full job, job ahead");
     let said = link.pass(JOB_REFRESH_MS);
     assert_eq!(said.iter().filter(|one| matches!(one, Said::Job { .. })).count(), 1, "a refresh");
+}
+
+#[test]
+fn each_of_many_standard_channels_gets_its_own_root_p22() {
+    // More than one kernel takes at once, extended channels in between.
+    let policy = Policy { group_addressing: false, ..easy_policy() };
+    let mut chain = Chain::new(HARD_NBITS);
+    let mut link = Link::with(policy, 0, chain.active());
+    for at in 0..37 {
+        link.open_at_floor(if at % 5 == 4 { Kind::Extended } else { Kind::Standard });
+    }
+    let said = link.template(chain.fuller());
+    assert_eq!(said.len(), 37);
+    for one in &said {
+        let Said::Job { channel, job, body: JobBody::Standard { merkle_root }, .. } = one else {
+            continue;
+        };
+        let prefix = link.client.device(*channel).prefix.as_slice();
+        let work = chain.active().job.numbered(JobId(*job));
+        let coinbase = work.coinbase();
+        let txid = sha256d(&[&coinbase.prefix, prefix, &coinbase.suffix[..]].concat());
+        assert_eq!(*merkle_root, proto::template::merkle_root(txid, work.merkle_path()));
+    }
 }
 
 #[test]

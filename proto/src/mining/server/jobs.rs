@@ -11,8 +11,10 @@ use std::sync::Arc;
 use super::{GROUP, Outbox, Server};
 use crate::job::{ActiveTemplate, Job, JobId};
 use crate::message::{NewMiningJob, SetNewPrevHash, SetTarget, setup_flags};
+use crate::mining::channel::Channel;
 use crate::mining::given::Given;
-use crate::mining::{ChannelId, Now};
+use crate::mining::{ChannelId, Kind, Now};
+use crate::sha256::CoinbaseFields;
 use crate::template::PrevHash;
 
 /// The job that waits for the next tip.
@@ -199,9 +201,18 @@ impl Server {
             job.say_extended(GROUP.0, id, min_ntime, &mut out.frames);
             return;
         }
-        let channels: Vec<ChannelId> = self.channels.keys().copied().collect();
-        for channel in channels {
-            self.say_job(channel, id, job, min_ntime, out);
+        let standard = self.channels.values().filter(|channel| channel.kind == Kind::Standard);
+        let coinbases: Vec<CoinbaseFields> =
+            standard.map(|channel| job.coinbase_fields(channel.prefix.standard())).collect();
+        let mut roots = vec![[0; 32]; coinbases.len()];
+        job.merkle_roots(&coinbases, &mut roots);
+        let mut roots = roots.into_iter();
+        for (channel_id, channel) in &mut self.channels {
+            let root = match channel.kind {
+                Kind::Standard => roots.next(),
+                Kind::Extended => None,
+            };
+            say_job_with(*channel_id, channel, id, job, root, min_ntime, out);
         }
     }
 
@@ -215,19 +226,33 @@ impl Server {
         out: &mut Outbox,
     ) {
         let Some(channel) = self.channels.get_mut(&channel_id) else { return };
-        let Some(merkle_root) = channel.root_of(job) else {
-            job.say_extended(channel_id.0, id, min_ntime, &mut out.frames);
-            return;
-        };
-        channel.told_root(id, merkle_root);
-        out.say(NewMiningJob {
-            channel_id: channel_id.0,
-            job_id: id.0,
-            min_ntime,
-            version: job.version(),
-            merkle_root,
-        });
+        let root = channel.root_of(job);
+        say_job_with(channel_id, channel, id, job, root, min_ntime, out);
     }
+}
+
+/// With the merkle root as a standard channel takes it, without one in full.
+fn say_job_with(
+    channel_id: ChannelId,
+    channel: &mut Channel,
+    id: JobId,
+    job: &Job,
+    root: Option<[u8; 32]>,
+    min_ntime: Option<u32>,
+    out: &mut Outbox,
+) {
+    let Some(merkle_root) = root else {
+        job.say_extended(channel_id.0, id, min_ntime, &mut out.frames);
+        return;
+    };
+    channel.told_root(id, merkle_root);
+    out.say(NewMiningJob {
+        channel_id: channel_id.0,
+        job_id: id.0,
+        min_ntime,
+        version: job.version(),
+        merkle_root,
+    });
 }
 
 fn given(id: JobId, job: Job, min_ntime: u32, now: Now) -> Given {
