@@ -85,6 +85,7 @@ impl Ledger {
             template: TemplateId(1),
             coinbase_sequence: 1,
             prev_hash: [1; 32],
+            worth: proto::mining::Worth::POOL_JOB,
             proofs,
         };
         CreditBatch { id: self.next, groups: vec![group] }

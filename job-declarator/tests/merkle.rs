@@ -52,7 +52,9 @@ fn template(transactions: &[Transaction], commits_to_witnesses: bool) -> Templat
         required_outputs_count: 1,
         coinbase_locktime: 839_999,
         merkle_path: merkle_path(&txids),
-        transactions: Arc::new(transactions.iter().map(bitcoin::consensus::serialize).collect()),
+        transactions: Some(Arc::new(
+            transactions.iter().map(|one| bitcoin::consensus::serialize(one).into()).collect(),
+        )),
         commits_to_witnesses,
     }
 }
@@ -79,7 +81,7 @@ proptest! {
             nbits: 0x207f_ffff, nonce,
         };
 
-        let bytes = job.block(&header, &extranonce);
+        let bytes = job.block(&header, &extranonce).unwrap();
         let block: Block = bitcoin::consensus::deserialize(&bytes).unwrap();
         prop_assert_eq!(bitcoin::consensus::serialize(&block), bytes);
         prop_assert_eq!(block.block_hash().to_byte_array(), header.hash());

@@ -265,7 +265,7 @@ async fn bitcoin_core_gives_work_takes_blocks_and_comes_back_from_a_restart() {
     let has_wallet = core.pay(30);
     let shown = node.next_template(None).await.unwrap();
     if has_wallet {
-        assert_eq!(shown.template.transactions.len(), 30);
+        assert_eq!(shown.template.known_transactions().len(), 30);
         refuses_what_is_bad(&node, &mine(&shown, 1)).await;
     } else {
         say_loudly("templates with transactions: this bitcoind has no wallet");

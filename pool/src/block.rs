@@ -276,7 +276,11 @@ impl BlocksHandle {
     /// refuses does not hold it back.
     pub async fn keep(&self, found: FoundBlock) {
         let record = record_of(&found);
-        let bytes = found.job.block(&found.header, &found.extranonce);
+        let Some(bytes) = found.job.block(&found.header, &found.extranonce) else {
+            // Of a coinbase-only job: only its miner has the transactions.
+            warn!(height = record.height, hash = %hex_of(&record.hash), "not ours to make");
+            return;
+        };
         info!(
             height = record.height,
             hash = %hex_of(&record.hash),
@@ -293,7 +297,10 @@ impl BlocksHandle {
             })
             .ok();
         // Where the writing failed beyond an error, the bytes went with it.
-        let bytes = bytes.unwrap_or_else(|| found.job.block(&found.header, &found.extranonce));
+        let Some(bytes) = bytes.or_else(|| found.job.block(&found.header, &found.extranonce))
+        else {
+            return;
+        };
         if self.queue.send(Kept { record, bytes, file }).await.is_err() {
             warn!("the pool is stopping: the block is offered again at the next start");
         }

@@ -438,6 +438,7 @@ mod tests {
             template: TemplateId(0),
             coinbase_sequence: 5,
             prev_hash: [tip; 32],
+            worth: proto::mining::Worth::POOL_JOB,
             proofs: numbers.iter().map(proof).collect(),
         }
     }

@@ -539,7 +539,11 @@ impl Miner {
                 | Effect::Refused { .. }
                 | Effect::Opened(_)
                 | Effect::OpenRefused(_)
+                | Effect::CustomAccepted(_)
+                | Effect::CustomRefused(_)
                 | Effect::Closed(..)) => self.note(said),
+                // The server passes none on as long as nobody here judges them.
+                Effect::CustomJob(_) => {}
             }
         }
         Ok(())
@@ -596,7 +600,8 @@ impl Miner {
                 self.meters.retain(|(id, _)| *id != channel);
                 debug!(connection = self.id, channel = channel.0, account = %owner.account, "channel closed");
             }
-            Effect::BlockFound(_) | Effect::Credit(_) => {}
+            Effect::CustomAccepted(_) | Effect::CustomRefused(_) => {}
+            Effect::BlockFound(_) | Effect::Credit(_) | Effect::CustomJob(_) => {}
         }
     }
 

@@ -1059,6 +1059,7 @@ mod tests {
             template: proto::template::TemplateId(1),
             coinbase_sequence: 0,
             prev_hash: [2; 32],
+            worth: proto::mining::Worth::POOL_JOB,
             proofs: vec![proof; 4_000],
         };
         let rows = [ShareBatch { received_at_ms: 1, group }];

@@ -166,7 +166,7 @@ impl Templates {
             prev_hash: active.tip.hash,
             nbits: active.tip.nbits,
             coinbase_value_sats: template.coinbase_value_sats,
-            transactions: template.transactions.len(),
+            transactions: template.known_transactions().len(),
             answered_at: Instant::now(),
         }));
     }
@@ -180,7 +180,7 @@ impl Templates {
             info!(
                 height = active.job.template().height,
                 tip = %hex_of(&active.tip.hash),
-                transactions = active.job.template().transactions.len(),
+                transactions = active.job.template().known_transactions().len(),
                 sats = active.job.template().coinbase_value_sats,
                 "new tip"
             );

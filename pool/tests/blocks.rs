@@ -100,7 +100,14 @@ async fn found(line: &Line, salt: u8) -> FoundBlock {
         header.nonce += 1;
     }
     let owner = Owner { account: "alice".into(), worker: "rig".into() };
-    FoundBlock { hash: header.hash(), header, extranonce, job, owner }
+    FoundBlock {
+        hash: header.hash(),
+        header,
+        extranonce,
+        job,
+        worth: proto::mining::Worth::POOL_JOB,
+        owner,
+    }
 }
 
 struct Pool {
@@ -132,7 +139,7 @@ impl Line {
 }
 
 fn bytes_of(block: &FoundBlock) -> Vec<u8> {
-    block.job.block(&block.header, &block.extranonce)
+    block.job.block(&block.header, &block.extranonce).unwrap()
 }
 
 /// Waits for what must become true.
@@ -175,7 +182,7 @@ async fn a_block_is_whole_on_disk_when_keep_returns_though_no_node_answers() {
     let line = Line::new(true);
     let pool = start(folder.path(), &[&line], &store(folder.path()).await);
     let block = found(&line, 1).await;
-    let bytes = block.job.block(&block.header, &block.extranonce);
+    let bytes = block.job.block(&block.header, &block.extranonce).unwrap();
     pool.handle.keep(block).await;
     let [name] = &files(&folder.path().join("blocks"))[..] else { panic!("not one file") };
     assert_eq!(std::fs::read(folder.path().join("blocks").join(name)).unwrap(), bytes);
@@ -245,7 +252,7 @@ async fn a_block_that_comes_second_is_recorded_as_stale() {
     let folder = tempfile::tempdir().unwrap();
     let line = Line::new(false);
     let (first, second) = (found(&line, 1).await, found(&line, 2).await);
-    let other = first.job.block(&first.header, &first.extranonce);
+    let other = first.job.block(&first.header, &first.extranonce).unwrap();
     assert_eq!(line.submit_block(&other).await.unwrap(), Submitted::Accepted);
     let store = store(folder.path()).await;
     let pool = start(folder.path(), &[&line], &store);
@@ -310,7 +317,7 @@ async fn a_stop_does_not_take_one_nodes_refusal_for_the_silent_ones_answer() {
     let folder = tempfile::tempdir().unwrap();
     let (refuses, silent) = (Line::new(false), Line::new(true));
     let (first, second) = (found(&refuses, 1).await, found(&refuses, 2).await);
-    let other = first.job.block(&first.header, &first.extranonce);
+    let other = first.job.block(&first.header, &first.extranonce).unwrap();
     assert_eq!(refuses.submit_block(&other).await.unwrap(), Submitted::Accepted);
     let pool = start(folder.path(), &[&refuses, &silent], &store(folder.path()).await);
     pool.handle.keep(second).await;

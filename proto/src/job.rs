@@ -221,12 +221,13 @@ impl Job {
     }
 
     /// The whole block as nodes take it: header, transaction count, coinbase with witness, the rest.
+    /// `None` of a coinbase-only job, whose transactions its miner has alone.
     #[must_use]
-    pub fn block(&self, header: &HeaderFields, extranonce: &Extranonce) -> Vec<u8> {
+    pub fn block(&self, header: &HeaderFields, extranonce: &Extranonce) -> Option<Vec<u8>> {
         let template = &self.work.template;
+        let transactions = template.transactions.as_ref()?;
         let coinbase = self.coinbase().with_witness(extranonce, template.commits_to_witnesses);
-        let transactions = &template.transactions;
-        let body: usize = transactions.iter().map(Vec::len).sum();
+        let body: usize = transactions.iter().map(|transaction| transaction.len()).sum();
         let mut block = Vec::with_capacity(80 + 9 + coinbase.len() + body);
         block.extend_from_slice(&header.to_bytes());
         write_compact_size(transactions.len() as u64 + 1, &mut block);
@@ -234,7 +235,7 @@ impl Job {
         for transaction in transactions.iter() {
             block.extend_from_slice(transaction);
         }
-        block
+        Some(block)
     }
 
     /// Appends NewExtendedMiningJob to plaintext frames, for a channel or a group. It was encoded when

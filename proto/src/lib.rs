@@ -7,6 +7,7 @@
 //! share vardiff token | mining declare | net`.
 
 pub mod connection;
+pub mod declare;
 pub mod extranonce;
 pub mod job;
 pub mod limits;
@@ -19,5 +20,6 @@ pub mod sha256;
 pub mod share;
 pub mod target;
 pub mod template;
+pub mod token;
 pub mod vardiff;
 pub mod wire;

@@ -23,8 +23,12 @@ pub const SETUP_PAYLOAD_MAX: usize = 1_536;
 pub const MINING_CLIENT_PAYLOAD_MAX: usize = 80 * 1024;
 /// From a mining server: NewExtendedMiningJob with prefix and suffix of 64 KiB and an 8 KiB path.
 pub const MINING_SERVER_PAYLOAD_MAX: usize = 150 * 1024;
-/// From a declarator: ProvideMissingTransactions.Success may carry a whole block (4 MB).
-pub const DECLARE_CLIENT_PAYLOAD_MAX: usize = 5 * 1024 * 1024;
+/// From a declarator: DeclareMiningJob with 65,535 wtxids, which must be readable to be refused, and
+/// three fields of 64 KiB.
+pub const DECLARE_CLIENT_PAYLOAD_MAX: usize = 2_304 * 1024;
+/// From a declarator that was asked for transactions, as long as it is: ProvideMissingTransactions.Success
+/// may carry a whole block (4 MB).
+pub const DECLARE_PROVIDE_PAYLOAD_MAX: usize = 4_096 * 1024;
 /// From a job-declaration server: SEQ0_64K of U16 positions and a 64 KiB coinbase are far below.
 pub const DECLARE_SERVER_PAYLOAD_MAX: usize = 256 * 1024;
 
@@ -133,6 +137,39 @@ pub const VERSION_ROLLING_MASK: u32 = 0x1fff_ffe0;
 pub const NTIME_SLACK_S: u32 = 600;
 /// Core refuses a block 7,200 s ahead of its clock; 200 s are left for clocks that differ.
 pub const NTIME_AHEAD_MAX_S: u32 = 7_000;
+
+// ---- tokens (spec chapter 6.4.3) ----
+
+/// How long a token waits for a job to be declared with it. SRI's declarator keeps a stock of them and may
+/// use one a day later; when it is told that a token is unknown, it leaves the pool.
+pub const TOKEN_ALLOCATED_LIVES_MS: u64 = 24 * 60 * 60 * 1_000;
+/// How long an approved job waits to be asked for on the mining connection. A declarator does so within a
+/// second; ten minutes outlast a reconnect. Jobs of a tip that is gone end before (`Tokens::end_jobs`).
+pub const TOKEN_APPROVED_LIVES_MS: u64 = 10 * 60 * 1_000;
+/// Tokens that a client may ask for at once: a minute's worth ...
+pub const TOKENS_BURST: u64 = 20;
+/// ... and then one in so many milliseconds, 20 a minute: a template every 30 s needs two.
+pub const TOKEN_EVERY_MS: u64 = 3_000;
+/// Tokens of one client without a declared job. SRI's declarator keeps two; several declarators may stand
+/// behind one address. Beyond, the oldest gives way.
+pub const TOKENS_PER_CLIENT_MAX: usize = 64;
+/// Approved jobs of one client that nobody asked for on a mining connection yet: one is normal, a few
+/// where templates come fast. Beyond, the oldest gives way ...
+pub const APPROVED_PER_CLIENT_MAX: usize = 16;
+/// ... and also beyond so many bytes of them, as their check counted: three blocks of transactions that
+/// nobody else has. The newest always stays.
+pub const APPROVED_BYTES_PER_CLIENT_MAX: usize = 12 * 1024 * 1024;
+/// Bytes of all approved jobs; beyond, the client that holds most loses his oldest.
+pub const APPROVED_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// Tokens in all, at about 250 bytes each beside what is declared: 1,600 clients that keep as many as they
+/// may. Beyond, none is given out until some are used or too old.
+pub const TOKENS_MAX: usize = 100_000;
+
+// ---- declarations (spec chapter 6) ----
+
+/// Transactions of a declared job: of the smallest that there can be (60 bytes, 240 weight units) a block
+/// of 4,000,000 holds no more.
+pub const DECLARED_TRANSACTIONS_MAX: usize = 16_666;
 
 // ---- jobs ----
 

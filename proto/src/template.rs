@@ -44,6 +44,10 @@ pub struct Output {
     pub script: Vec<u8>,
 }
 
+/// Transactions in full (with witness), in block order. Shared one by one: templates and declared jobs
+/// of one time have nearly all of theirs in common, and so hold each once.
+pub type Transactions = Arc<Vec<Arc<[u8]>>>;
+
 /// A block without its coinbase and without its tip, as a node gave it. Immutable, shared by `Arc`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
@@ -69,8 +73,9 @@ pub struct Template {
     pub coinbase_locktime: u32,
     /// Siblings of the coinbase, deepest first; empty for a block of the coinbase alone.
     pub merkle_path: Vec<[u8; 32]>,
-    /// Every transaction but the coinbase, in block order, in full (with witness).
-    pub transactions: Arc<Vec<Vec<u8>>>,
+    /// Every transaction but the coinbase, in block order. `None` of a declared job whose miner keeps
+    /// them to himself (coinbase-only mode): its block is his alone to make.
+    pub transactions: Option<Transactions>,
     /// The coinbase carries the witness reserved value (32 zero bytes) because the template commits to
     /// witnesses (BIP141).
     pub commits_to_witnesses: bool,
@@ -109,6 +114,12 @@ pub struct CoinbaseParts {
 }
 
 impl Template {
+    /// The transactions as far as they are known: none of a coinbase-only job.
+    #[must_use]
+    pub fn known_transactions(&self) -> &[Arc<[u8]>] {
+        self.transactions.as_deref().map_or(&[], Vec::as_slice)
+    }
+
     /// The coinbase paying `outputs` (which must sum to `coinbase_value_sats`), with `tag` in its
     /// scriptSig between height and extranonce. Outputs keep their order; the template's own go last.
     pub fn coinbase(&self, outputs: &[Output], tag: &[u8]) -> Result<CoinbaseParts, CoinbaseError> {

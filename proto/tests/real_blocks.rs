@@ -38,7 +38,7 @@ struct Mined {
     /// Of every transaction but the coinbase.
     txids: Vec<[u8; 32]>,
     /// Every transaction but the coinbase; empty where they are not kept.
-    transactions: Vec<Vec<u8>>,
+    transactions: Vec<Arc<[u8]>>,
     /// Where in the coinbase without witness our 24 bytes of extranonce are taken to be. Chosen so
     /// that the first eight are a prefix that an allocator gives out early: a small number last.
     extranonce_at: usize,
@@ -47,7 +47,7 @@ struct Mined {
 fn testnet() -> Mined {
     let block: bitcoin::Block = deserialize(TESTNET_RAW).unwrap();
     let mut mined = from_reduced(&reduce(TESTNET_RAW));
-    mined.transactions = block.txdata[1..].iter().map(serialize).collect();
+    mined.transactions = block.txdata[1..].iter().map(|one| serialize(one).into()).collect();
     mined.extranonce_at = script_sig_at(&mined, &[0x85, 0x01, 0x08, 0x00, 0, 0, 0, 0]);
     Mined { name: "testnet", ..mined }
 }
@@ -137,7 +137,7 @@ impl Mined {
             required_outputs_count: 0,
             coinbase_locktime: 0,
             merkle_path,
-            transactions: Arc::new(self.transactions.clone()),
+            transactions: Some(Arc::new(self.transactions.clone())),
             commits_to_witnesses: true,
         };
         Job::from_parts(Arc::new(template), coinbase)
@@ -240,7 +240,7 @@ fn a_block_that_was_mined_is_found_again() {
         assert_eq!(found.hash, mined.header.block_hash().to_byte_array());
         assert_eq!(found.header.to_bytes()[..], serialize(&mined.header)[..]);
         assert_eq!(found.extranonce.as_slice(), mined.extranonce());
-        let block = found.job.block(&found.header, &found.extranonce);
+        let block = found.job.block(&found.header, &found.extranonce).unwrap();
         if mined.transactions.is_empty() {
             // 80 bytes of header and a count, then the coinbase as it stands in the real block.
             assert_eq!(block[81..], mined.coinbase);

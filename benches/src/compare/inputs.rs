@@ -227,7 +227,7 @@ fn template() -> Template {
         required_outputs_count: 1,
         coinbase_locktime: 900_000,
         merkle_path: (0..BRANCHES).map(|at| sha256d(&[at as u8])).collect(),
-        transactions: Arc::new(Vec::new()),
+        transactions: Some(Arc::default()),
         commits_to_witnesses: true,
     }
 }

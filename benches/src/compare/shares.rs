@@ -233,6 +233,9 @@ fn settle(server: &mut Server, out: &mut Outbox, verdicts: &mut Vec<Verdict>) ->
             | Effect::Acknowledged { .. }
             | Effect::Opened(_)
             | Effect::OpenRefused(_)
+            | Effect::CustomJob(_)
+            | Effect::CustomAccepted(_)
+            | Effect::CustomRefused(_)
             | Effect::Closed(..) => {}
         }
     }

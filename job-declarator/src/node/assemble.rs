@@ -62,7 +62,7 @@ pub(crate) fn coinbase_only(
         required_outputs_count: 0,
         coinbase_locktime: 0,
         merkle_path: Vec::new(),
-        transactions: Arc::new(Vec::new()),
+        transactions: Some(Arc::default()),
         commits_to_witnesses: false,
     }
 }

@@ -345,9 +345,9 @@ impl State {
             let txids: Vec<_> =
                 transactions.iter().map(|one| one.compute_txid().to_byte_array()).collect();
             let wtxids: Vec<_> = transactions.iter().map(|one| one.compute_wtxid()).collect();
-            let raw = transactions.iter().map(bitcoin::consensus::serialize).collect();
+            let raw = transactions.iter().map(bitcoin::consensus::serialize);
             template.merkle_path = merkle_path(&txids);
-            template.transactions = Arc::new(raw);
+            template.transactions = Some(Arc::new(raw.map(Arc::from).collect()));
             template.required_outputs =
                 assemble::valueless_output(&assemble::commitment_script(&wtxids));
             template.required_outputs_count = 1;
@@ -449,7 +449,7 @@ fn prepared_block(chain: &Chain, ntime: u32) -> Result<Vec<u8>, String> {
         // Every second nonce does.
         header.nonce = header.nonce.checked_add(1).ok_or("no nonce meets the target")?;
     }
-    Ok(job.block(&header, &extranonce))
+    job.block(&header, &extranonce).ok_or("a template without its transactions".into())
 }
 
 /// A block of our own file or making onto the tip.

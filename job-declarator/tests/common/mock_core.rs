@@ -141,7 +141,7 @@ pub fn template_json(shown: &job_declarator::node::NodeTemplate, long_poll_id: &
     use bitcoin::hashes::Hash;
     let template = &shown.template;
     let transactions: Vec<Value> = template
-        .transactions
+        .known_transactions()
         .iter()
         .map(|raw| {
             let transaction: bitcoin::Transaction = bitcoin::consensus::deserialize(raw).unwrap();

@@ -38,7 +38,7 @@ pub fn mine_job(job: &Job, prev_hash: &PrevHash, extranonce_byte: u8) -> Vec<u8>
     while !target.is_met_by(&header.hash()) {
         header.nonce += 1;
     }
-    job.block(&header, &extranonce)
+    job.block(&header, &extranonce).unwrap()
 }
 
 /// The block that `shown` asks for.

@@ -4,11 +4,14 @@
 mod batch;
 mod channel;
 pub mod client;
+mod custom;
 mod given;
 pub mod grind;
 pub mod server;
 
 use std::sync::Arc;
+
+pub use custom::{CustomJob, CustomJobRequest, CustomRefusal, CustomRefused, DeclaredId, Worth};
 
 use crate::extranonce::ExtranoncePrefix;
 use crate::share::Proof;
@@ -60,6 +63,8 @@ pub struct CreditGroup {
     pub coinbase_sequence: u32,
     /// The tip that it built on, header byte order.
     pub prev_hash: [u8; 32],
+    /// What the job's work is worth.
+    pub worth: Worth,
     /// The shares, in the order they came; never empty.
     pub proofs: Vec<Proof>,
 }

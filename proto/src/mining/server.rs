@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::connection::Violation;
 use crate::extranonce::{Extranonce, ExtranonceAllocator};
-use crate::job::{ActiveTemplate, HeaderFields, Job};
+use crate::job::{ActiveTemplate, HeaderFields, Job, JobId};
 use crate::limits::{
     CHANNELS_PER_CONNECTION_MAX, DIFFICULTY_LOG2_MAX, JOB_REFRESH_MS, OPENS_BURST,
     REFUSED_IN_A_ROW_MAX, VARDIFF_CHECK_MS,
@@ -25,9 +25,13 @@ use crate::mining::batch::Batches;
 use crate::mining::channel::Channel;
 pub use crate::mining::channel::Tally;
 use crate::mining::given::GivenJobs;
-use crate::mining::{ChannelId, Committed, CreditBatch, Kind, Now, Owner};
+use crate::mining::{
+    ChannelId, Committed, CreditBatch, CustomJob, CustomJobRequest, CustomRefusal, CustomRefused,
+    Kind, Now, Owner, Worth,
+};
 use crate::share::Refusal;
 use crate::target::Difficulty;
+use crate::token::MiningJobToken;
 use crate::wire::Str0255;
 
 /// What the operator decides; the same for every connection.
@@ -71,6 +75,15 @@ pub enum Input<'a> {
     BurstEnd,
     /// The ledger has a batch on disk.
     Committed(Committed),
+    /// Whether a custom job is to be promised (`Effect::CustomJob`), for each request once.
+    CustomJob {
+        /// The request's.
+        channel: ChannelId,
+        /// The request's.
+        request_id: u32,
+        /// The job, or why there is none.
+        verdict: Result<Box<CustomJob>, (CustomRefusal, String)>,
+    },
     /// Time went by (`Server::deadline_ms`).
     Time,
 }
@@ -116,12 +129,33 @@ pub enum Effect {
         /// Why.
         refusal: Refusal,
     },
+    /// A client wants to mine a job of its own: to be answered with `Input::CustomJob`.
+    CustomJob(Box<CustomJobRequest>),
+    /// A custom job was promised: its token is used up, its shares are credited from now on.
+    CustomAccepted(Box<CustomAccepted>),
+    /// A custom job was told no.
+    CustomRefused(Box<CustomRefused>),
     /// A channel was opened.
     Opened(ChannelId),
     /// An open was told no, with this code.
     OpenRefused(&'static str),
     /// A channel was closed.
     Closed(ChannelId, Owner),
+}
+
+/// A custom job that shares may name from now on.
+#[derive(Debug, Clone)]
+pub struct CustomAccepted {
+    /// The channel, or the group for all its extended channels.
+    pub channel: ChannelId,
+    /// The client's number for its request.
+    pub request_id: u32,
+    /// The token that it was asked for with.
+    pub token: MiningJobToken,
+    /// Its id on the connection.
+    pub job_id: JobId,
+    /// What its work is worth: as the verdict said, or as the same work was given before.
+    pub worth: Worth,
 }
 
 /// Everything that is needed to make a block of a share.
@@ -133,8 +167,10 @@ pub struct FoundBlock {
     pub header: HeaderFields,
     /// The full extranonce of its coinbase.
     pub extranonce: Extranonce,
-    /// The job that holds the rest of the block.
+    /// The job that holds the rest of the block; of a coinbase-only job there is no rest.
     pub job: Job,
+    /// What the job's work is worth, and which declaration it is of.
+    pub worth: Worth,
     /// Who found it.
     pub owner: Owner,
 }
@@ -260,6 +296,8 @@ impl Server {
                 self.on_committed(&committed, out);
                 Ok(())
             }
+            // No request is passed on yet, so none is answered.
+            Input::CustomJob { .. } => Ok(()),
             Input::Time => {
                 self.on_time(now, out);
                 Ok(())

@@ -120,7 +120,7 @@ impl Chain {
             (0..transactions).map(|at| transaction(height, at as u32)).collect();
         let txids: Vec<[u8; 32]> = bodies.iter().map(|body| sha256d(body)).collect();
         template.merkle_path = merkle_path(&txids);
-        template.transactions = Arc::new(bodies);
+        template.transactions = Some(Arc::new(bodies.into_iter().map(Arc::from).collect()));
         // The transactions have no witness, so their wtxids are their txids; the coinbase counts as 0.
         let witness_root = merkle_root([0; 32], &template.merkle_path);
         let commitment = sha256d(&[witness_root, [0; 32]].concat());
@@ -146,7 +146,7 @@ fn empty_template(id: u64, height: u32) -> Template {
         required_outputs_count: 0,
         coinbase_locktime: height - 1,
         merkle_path: Vec::new(),
-        transactions: Arc::new(Vec::new()),
+        transactions: Some(Arc::default()),
         commits_to_witnesses: false,
     }
 }

@@ -63,7 +63,7 @@ fn template(data: &mut Bytes<'_>, required: &[Output], value: u64) -> Template {
         required_outputs_count: required.len() as u32,
         coinbase_locktime: data.u32(),
         merkle_path: path,
-        transactions: Arc::new(Vec::new()),
+        transactions: Some(Arc::default()),
         commits_to_witnesses: data.byte() & 1 == 0,
     }
 }

@@ -509,6 +509,9 @@ impl World {
                 Effect::Refused { .. }
                 | Effect::Opened(_)
                 | Effect::OpenRefused(_)
+                | Effect::CustomJob(_)
+                | Effect::CustomAccepted(_)
+                | Effect::CustomRefused(_)
                 | Effect::Closed(..) => {}
             }
         }

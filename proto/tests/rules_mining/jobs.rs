@@ -130,7 +130,7 @@ fn a_share_becomes_a_block_that_the_bitcoin_crate_accepts_p25() {
         let found = link.blocks().pop().expect("a block");
         assert_eq!(found.header, link.client.header(&work, &share));
 
-        let bytes = found.job.block(&found.header, &found.extranonce);
+        let bytes = found.job.block(&found.header, &found.extranonce).unwrap();
         let block: bitcoin::Block = deserialize(&bytes).expect("a whole block");
         assert!(block.check_merkle_root() && block.check_witness_commitment());
         assert_eq!(block.txdata.len(), 8);

@@ -129,7 +129,7 @@ impl TemplateReply {
         let mut template =
             assemble::coinbase_only(TemplateId(id), height, version, self.coinbasevalue);
         template.merkle_path = merkle_path(&transactions.txids);
-        template.transactions = Arc::new(transactions.raw);
+        template.transactions = Some(Arc::new(transactions.raw));
         if let Some(outputs) = required_outputs {
             template.required_outputs = outputs;
             template.required_outputs_count = 1;
@@ -197,7 +197,7 @@ impl TemplateReply {
 
 /// The transactions of a template, checked and taken apart.
 struct Transactions {
-    raw: Vec<Vec<u8>>,
+    raw: Vec<Arc<[u8]>>,
     txids: Vec<[u8; 32]>,
     wtxids: Vec<Wtxid>,
     have_witness: bool,
@@ -230,7 +230,7 @@ impl Transactions {
             parsed.txids.push(txid.to_byte_array());
             parsed.wtxids.push(transaction.compute_wtxid());
             parsed.have_witness |= transaction.input.iter().any(|input| !input.witness.is_empty());
-            parsed.raw.push(raw);
+            parsed.raw.push(raw.into());
         }
         Ok(parsed)
     }

@@ -14,7 +14,7 @@ use crate::message::{
 };
 use crate::mining::batch::Receipt;
 use crate::mining::channel::{Channel, Found};
-use crate::mining::{ChannelId, Committed, CreditGroup, Kind, Now, Owner};
+use crate::mining::{ChannelId, Committed, CreditGroup, Kind, Now, Owner, Worth};
 use crate::share::{self, Claim, FrozenJob, Proof, Refusal, Verdict};
 use crate::target::Difficulty;
 use crate::template::TemplateId;
@@ -251,6 +251,7 @@ impl Server {
                 template,
                 coinbase_sequence,
                 prev_hash,
+                worth: Worth::POOL_JOB,
                 proofs: Vec::new(),
             },
             |open| {
@@ -457,6 +458,7 @@ fn found_block(
         header: verdict.header,
         extranonce,
         job: Job::clone(job.job),
+        worth: Worth::POOL_JOB,
         owner: Owner { account: Arc::clone(&owner.account), worker: Arc::clone(worker) },
     }))
 }
