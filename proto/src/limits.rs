@@ -165,8 +165,49 @@ pub const APPROVED_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// may. Beyond, none is given out until some are used or too old.
 pub const TOKENS_MAX: usize = 100_000;
 
+// ---- custom jobs (spec 05 §5.3.18) ----
+
+/// Requests of one connection that the pool judges: a client asks for one job at a time, or for two when a
+/// tip and its fuller template come together. It may be ahead of our node, and then waits for seconds.
+pub const CUSTOM_REQUESTS_MAX: usize = 8;
+/// Custom jobs that a client may ask for at once ...
+pub const CUSTOM_JOBS_BURST: u64 = 30;
+/// ... and then one in so many milliseconds: as many as jobs may be declared.
+pub const CUSTOM_JOB_EVERY_MS: u64 = 2_000;
+/// Different custom jobs under one tip whose difficulty a connection keeps, at about 80 bytes each: at the
+/// pace above two hours and a quarter of jobs. Beyond, a new one is refused until the tip moves; a
+/// difficulty that was forgotten would let a client choose the one that pays him most.
+pub const CUSTOM_SPACES_MAX: usize = 4_096;
+
 // ---- declarations (spec chapter 6) ----
 
+/// Outputs of a declared or custom coinbase, with their count: every share of the job hashes them. Ninety
+/// outputs to Taproot keys.
+pub const COINBASE_OUTPUTS_MAX: usize = 4_096;
+/// DeclareMiningJob's prefix: version, marker and flag, input count, outpoint, length and the script before
+/// the extranonce are at most 146 bytes.
+pub const DECLARED_PREFIX_MAX: usize = 256;
+/// Of DeclareMiningJob's suffix, what is no output: rest of a script, nSequence, witness, lock time.
+pub const SUFFIX_BESIDES_OUTPUTS_MAX: usize = 256;
+/// Declarations that a declarer may make at once ...
+pub const DECLARATIONS_BURST: u64 = 30;
+/// ... and then one in so many milliseconds: 30 a minute, where a template every 30 s makes two.
+pub const DECLARATION_EVERY_MS: u64 = 2_000;
+/// Declarations of one connection without an answer, each of half a megabyte at its largest. When all are
+/// under check, the socket is not read; when one waits for its declarer, the oldest such gives way.
+pub const DECLARATIONS_OPEN_MAX: usize = 4;
+/// How long a declarer may take to send transactions that he was asked for: a whole block through a
+/// home's 0.6 Mbit/s.
+pub const PROVIDE_WAIT_MS: u64 = 60_000;
+/// Requests for tokens that wait their time. SRI's declarator has two at its start.
+pub const TOKEN_REQUESTS_WAITING_MAX: usize = 32;
+/// Solutions that a declarer may push at once: on a real network one a year is many, on a development
+/// chain each share may be one ...
+pub const SOLUTIONS_BURST: u64 = 64;
+/// ... and then one in so many milliseconds. More are dropped: a share of the same job is a block, too.
+pub const SOLUTION_EVERY_MS: u64 = 100;
+/// Text that a refusal carries behind its code.
+pub const DETAILS_MAX: usize = 1_024;
 /// Transactions of a declared job: of the smallest that there can be (60 bytes, 240 weight units) a block
 /// of 4,000,000 holds no more.
 pub const DECLARED_TRANSACTIONS_MAX: usize = 16_666;
@@ -188,3 +229,7 @@ const _: () = assert!(EXTRANONCE_LEN + 1 < SCRIPT_SIG_MAX);
 const _: () = assert!(CREDIT_BATCH_MAX <= CREDIT_BATCH_WAITING_MAX);
 const _: () = assert!(MINING_SERVER_PAYLOAD_MAX <= FRAME_PAYLOAD_MAX);
 const _: () = assert!(SETUP_PAYLOAD_MAX <= MINING_CLIENT_PAYLOAD_MAX);
+const _: () = assert!(DECLARE_CLIENT_PAYLOAD_MAX > 65_535 * 32 + 3 * 65_537 + 300);
+const _: () = assert!(DECLARE_CLIENT_PAYLOAD_MAX <= DECLARE_PROVIDE_PAYLOAD_MAX);
+const _: () = assert!(COINBASE_OUTPUTS_MAX + SUFFIX_BESIDES_OUTPUTS_MAX <= 65_535);
+const _: () = assert!(DECLARED_TRANSACTIONS_MAX <= 65_535 && DETAILS_MAX <= 65_535);

@@ -356,3 +356,347 @@ impl<J: Clone> Tokens<J> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ALICE: ClientId = ClientId(1);
+    const MALLORY: ClientId = ClientId(2);
+
+    /// Tokens of the number's own making, and a time in which nobody is too fast.
+    struct Book {
+        tokens: Tokens<u32>,
+        now_ms: u64,
+        drawn: u64,
+    }
+
+    impl Book {
+        fn new() -> Self {
+            Self { tokens: Tokens::new(), now_ms: 0, drawn: 0 }
+        }
+
+        fn draw(&mut self) -> [u8; 16] {
+            self.drawn += 1;
+            u128::from(self.drawn).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_0c5c).to_le_bytes()
+        }
+
+        fn try_allocate(
+            &mut self,
+            client: ClientId,
+            account: &str,
+        ) -> Result<MiningJobToken, TokenRefusal> {
+            let random = self.draw();
+            self.tokens.allocate(self.now_ms, client, account.into(), random)
+        }
+
+        fn allocate(&mut self, client: ClientId, account: &str) -> MiningJobToken {
+            self.now_ms += TOKEN_EVERY_MS;
+            self.try_allocate(client, account).unwrap()
+        }
+
+        fn approve(&mut self, token: &MiningJobToken, job: u32, bytes: usize) -> MiningJobToken {
+            let random = self.draw();
+            self.tokens.approve(self.now_ms, token, random, job, bytes).unwrap()
+        }
+
+        fn approved(
+            &mut self,
+            client: ClientId,
+            account: &str,
+            job: u32,
+            bytes: usize,
+        ) -> MiningJobToken {
+            let token = self.allocate(client, account);
+            self.approve(&token, job, bytes)
+        }
+
+        fn promised(
+            &mut self,
+            token: &MiningJobToken,
+            account: &str,
+        ) -> Result<Promise<u32>, TokenRefusal> {
+            self.tokens.promised(self.now_ms, token, account)
+        }
+
+        /// The rows say of each other what is so.
+        fn check(&self) {
+            let tokens = &self.tokens;
+            assert_eq!(tokens.ends.len(), tokens.tokens.len());
+            let bytes: usize = tokens.tokens.values().map(|entry| entry.bytes).sum();
+            assert_eq!(tokens.approved_bytes, bytes);
+            for (id, client) in &tokens.clients {
+                let own = || tokens.tokens.values().filter(|entry| entry.client == *id);
+                assert_eq!(client.allocated.len() + client.approved.len(), own().count());
+                assert_eq!(client.approved_bytes, own().map(|entry| entry.bytes).sum::<usize>());
+                assert!(client.allocated.len() <= TOKENS_PER_CLIENT_MAX);
+                assert!(!client.approved_too_much());
+            }
+        }
+    }
+
+    #[test]
+    fn a_token_is_the_random_bytes_that_were_drawn_and_no_count() {
+        let mut tokens = Tokens::<u32>::new();
+        let token = tokens.allocate(0, ALICE, "alice".into(), [0x5a; 16]).unwrap();
+        assert_eq!(token, MiningJobToken([0x5a; 16]));
+        assert_eq!(MiningJobToken::from_wire(&token.0), Some(token));
+        for odd in [0, 8, 15, 17, 255] {
+            assert_eq!(MiningJobToken::from_wire(&vec![0x5a; odd]), None);
+        }
+        // Bytes that are out already are not given to a second owner.
+        let again = tokens.allocate(0, MALLORY, "mallory".into(), [0x5a; 16]);
+        assert_eq!(again, Err(TokenRefusal::Full));
+        assert_eq!(&*tokens.account_of(0, &token).unwrap(), "alice");
+    }
+
+    #[test]
+    fn a_log_shows_too_little_of_a_token_to_use_it() {
+        assert_eq!(format!("{:?}", MiningJobToken([0xab; 16])), "MiningJobToken(abab..)");
+    }
+
+    #[test]
+    fn a_token_promises_its_job_to_its_account_alone() {
+        let mut book = Book::new();
+        let token = book.allocate(ALICE, "alice");
+        assert_eq!(book.promised(&token, "alice"), Ok(Promise::Undeclared));
+        assert_eq!(book.promised(&token, "mallory"), Err(TokenRefusal::OfAnother));
+        let approved = book.approve(&token, 7, 10);
+        assert_eq!(book.promised(&approved, "alice"), Ok(Promise::Declared(7)));
+        for other in ["mallory", "alic", "alice2", ""] {
+            assert_eq!(book.promised(&approved, other), Err(TokenRefusal::OfAnother));
+        }
+        // A thief's try costs the owner nothing.
+        assert_eq!(book.promised(&approved, "alice"), Ok(Promise::Declared(7)));
+    }
+
+    #[test]
+    fn only_success_uses_a_token_up() {
+        let mut book = Book::new();
+        let token = book.allocate(ALICE, "alice");
+        for _ in 0..3 {
+            assert!(book.tokens.account_of(book.now_ms, &token).is_ok());
+            assert!(book.promised(&token, "alice").is_ok());
+        }
+        let approved = book.approve(&token, 7, 10);
+        // The declared one is gone, for a second declaration and for a coinbase-only job.
+        let random = book.draw();
+        let twice = book.tokens.approve(book.now_ms, &token, random, 8, 10);
+        assert_eq!(twice, Err(TokenRefusal::Unknown));
+        assert_eq!(book.promised(&token, "alice"), Err(TokenRefusal::Unknown));
+        // The new one is not for another declaration.
+        let now_ms = book.now_ms;
+        assert_eq!(book.tokens.account_of(now_ms, &approved), Err(TokenRefusal::Declared));
+        let twice = book.tokens.approve(now_ms, &approved, random, 8, 10);
+        assert_eq!(twice, Err(TokenRefusal::Declared));
+        for _ in 0..3 {
+            assert_eq!(book.promised(&approved, "alice"), Ok(Promise::Declared(7)));
+        }
+        book.tokens.use_up(&approved);
+        assert_eq!(book.promised(&approved, "alice"), Err(TokenRefusal::Unknown));
+        assert!(book.tokens.is_empty());
+        book.check();
+    }
+
+    #[test]
+    fn a_token_lives_as_long_as_it_is_said_and_no_longer() {
+        let mut book = Book::new();
+        let token = book.allocate(ALICE, "alice");
+        let start_ms = book.now_ms;
+        book.now_ms = start_ms + TOKEN_ALLOCATED_LIVES_MS - 1;
+        assert_eq!(book.promised(&token, "alice"), Ok(Promise::Undeclared));
+        let approved = book.approve(&token, 7, 10);
+        book.now_ms += TOKEN_APPROVED_LIVES_MS - 1;
+        assert_eq!(book.promised(&approved, "alice"), Ok(Promise::Declared(7)));
+        book.now_ms += 1;
+        assert_eq!(book.promised(&approved, "alice"), Err(TokenRefusal::Unknown));
+        let token = book.allocate(ALICE, "alice");
+        book.now_ms += TOKEN_ALLOCATED_LIVES_MS;
+        assert_eq!(book.promised(&token, "alice"), Err(TokenRefusal::Unknown));
+        assert!(book.tokens.is_empty());
+        book.check();
+    }
+
+    #[test]
+    fn twenty_may_be_asked_for_at_once_and_one_every_three_seconds_after_js3() {
+        let mut book = Book::new();
+        for _ in 0..TOKENS_BURST {
+            book.try_allocate(ALICE, "alice").unwrap();
+        }
+        assert_eq!(book.try_allocate(ALICE, "alice"), Err(TokenRefusal::TooOften));
+        // By what it calls itself a client cannot get around it; another client is not held up.
+        assert_eq!(book.try_allocate(ALICE, "bob"), Err(TokenRefusal::TooOften));
+        book.try_allocate(MALLORY, "alice").unwrap();
+        book.now_ms += TOKEN_EVERY_MS - 1;
+        assert_eq!(book.try_allocate(ALICE, "alice"), Err(TokenRefusal::TooOften));
+        book.now_ms += 1;
+        book.try_allocate(ALICE, "alice").unwrap();
+        assert_eq!(book.try_allocate(ALICE, "alice"), Err(TokenRefusal::TooOften));
+        book.check();
+    }
+
+    #[test]
+    fn beyond_what_a_client_may_hold_its_oldest_gives_way_and_nobody_elses() {
+        let mut book = Book::new();
+        let other = book.allocate(MALLORY, "alice");
+        let tokens: Vec<_> =
+            (0..=TOKENS_PER_CLIENT_MAX).map(|_| book.allocate(ALICE, "alice")).collect();
+        assert_eq!(book.promised(&tokens[0], "alice"), Err(TokenRefusal::Unknown));
+        for token in tokens[1..].iter().chain([&other]) {
+            assert_eq!(book.promised(token, "alice"), Ok(Promise::Undeclared));
+        }
+        book.check();
+    }
+
+    #[test]
+    fn beyond_what_the_pool_may_give_out_there_is_none_until_one_is_used() {
+        let mut book = Book::new();
+        let mut last = None;
+        for number in 0..TOKENS_MAX as u64 {
+            last = Some(book.try_allocate(ClientId(number / TOKENS_BURST), "a").unwrap());
+        }
+        let more = ClientId(u64::MAX);
+        assert_eq!(book.try_allocate(more, "a"), Err(TokenRefusal::Full));
+        // One that is out may be declared with all the same: it takes the place of its like.
+        let approved = book.approve(&last.unwrap(), 1, 1);
+        assert_eq!(book.try_allocate(more, "a"), Err(TokenRefusal::Full));
+        book.tokens.use_up(&approved);
+        book.try_allocate(more, "a").unwrap();
+        assert_eq!(book.tokens.len(), TOKENS_MAX);
+    }
+
+    #[test]
+    fn approved_jobs_are_bounded_by_count_for_each_client() {
+        let mut book = Book::new();
+        let other = book.approved(MALLORY, "mallory", 0, 10);
+        let jobs: Vec<_> = (0..=APPROVED_PER_CLIENT_MAX as u32)
+            .map(|job| book.approved(ALICE, "alice", job, 10))
+            .collect();
+        assert_eq!(book.promised(&jobs[0], "alice"), Err(TokenRefusal::Unknown));
+        assert_eq!(book.promised(&jobs[1], "alice"), Ok(Promise::Declared(1)));
+        assert!(book.promised(&other, "mallory").is_ok());
+        book.check();
+    }
+
+    #[test]
+    fn approved_jobs_are_bounded_by_bytes_for_each_client_and_the_newest_stays() {
+        let mut book = Book::new();
+        let half = APPROVED_BYTES_PER_CLIENT_MAX / 2;
+        let [first, second] = [1, 2].map(|job| book.approved(ALICE, "alice", job, half));
+        assert!(book.promised(&first, "alice").is_ok());
+        let third = book.approved(ALICE, "alice", 3, 1);
+        assert_eq!(book.promised(&first, "alice"), Err(TokenRefusal::Unknown));
+        assert!(book.promised(&second, "alice").is_ok() && book.promised(&third, "alice").is_ok());
+        let huge = book.approved(ALICE, "alice", 4, 2 * APPROVED_BYTES_PER_CLIENT_MAX);
+        assert_eq!(book.promised(&huge, "alice"), Ok(Promise::Declared(4)));
+        assert_eq!(book.tokens.len(), 1);
+        book.check();
+    }
+
+    #[test]
+    fn when_all_hold_too_much_whoever_holds_most_loses_his_oldest() {
+        let mut book = Book::new();
+        let honest = book.approved(ALICE, "alice", 0, 1_000_000);
+        let full = APPROVED_BYTES_MAX / APPROVED_BYTES_PER_CLIENT_MAX;
+        let mut greedy = Vec::new();
+        for client in 0..=full as u64 {
+            let half = APPROVED_BYTES_PER_CLIENT_MAX / 2;
+            for job in [1, 2] {
+                greedy.push(book.approved(ClientId(10 + client), "mallory", job, half));
+            }
+        }
+        assert!(book.tokens.approved_bytes <= APPROVED_BYTES_MAX);
+        assert_eq!(book.promised(&honest, "alice"), Ok(Promise::Declared(0)));
+        let gone = greedy.iter().filter(|token| book.tokens.tokens.get(token).is_none()).count();
+        assert!((1..=4).contains(&gone), "{gone}");
+        book.check();
+    }
+
+    #[test]
+    fn jobs_of_a_tip_that_is_gone_end_and_tokens_without_a_job_stay() {
+        let mut book = Book::new();
+        let (old, new) =
+            (book.approved(ALICE, "alice", 1, 10), book.approved(ALICE, "alice", 2, 10));
+        let waiting = book.allocate(ALICE, "alice");
+        book.tokens.end_jobs(|job| *job == 1);
+        assert_eq!(book.promised(&old, "alice"), Err(TokenRefusal::Unknown));
+        assert!(book.promised(&new, "alice").is_ok() && book.promised(&waiting, "alice").is_ok());
+        book.check();
+    }
+
+    #[test]
+    fn clients_that_came_once_leave_no_row_behind() {
+        let mut book = Book::new();
+        for number in 0..10_000 {
+            book.now_ms += TOKEN_EVERY_MS;
+            let token = book.try_allocate(ClientId(number), "a").unwrap();
+            book.tokens.use_up(&token);
+        }
+        assert!(book.tokens.clients.len() < 100, "{}", book.tokens.clients.len());
+    }
+
+    /// What a token is good for, worked out from what was done with it.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    struct Known {
+        account: u8,
+        job: Option<u32>,
+        ends_ms: u64,
+    }
+
+    const ACCOUNTS: [&str; 3] = ["alice", "bob", "carol"];
+
+    proptest! {
+        #[test]
+        fn the_book_is_what_was_done_with_it(
+            steps in proptest::collection::vec((0u8..8, 0usize..1_000, 0u8..3, 0u64..4_000_000), 1..120),
+        ) {
+            let mut book = Book::new();
+            let mut known: HashMap<MiningJobToken, Known> = HashMap::new();
+            let mut shown: Vec<MiningJobToken> = Vec::new();
+            for (step, pick, account, wait) in steps {
+                let token = shown.get(pick % shown.len().max(1)).copied();
+                let alive = token.and_then(|token| known.get(&token).copied()).filter(|known| known.ends_ms > book.now_ms);
+                match (step, token) {
+                    // Fewer than any bound: clients are many.
+                    (0..=2, _) | (_, None) => {
+                        let client = ClientId(pick as u64);
+                        if let Ok(token) = book.try_allocate(client, ACCOUNTS[usize::from(account)]) {
+                            let ends_ms = book.now_ms + TOKEN_ALLOCATED_LIVES_MS;
+                            known.insert(token, Known { account, job: None, ends_ms });
+                            shown.push(token);
+                        }
+                    }
+                    (3, Some(token)) => {
+                        let random = book.draw();
+                        let job = pick as u32;
+                        let approved = book.tokens.approve(book.now_ms, &token, random, job, 1);
+                        prop_assert_eq!(approved.is_ok(), alive.is_some_and(|known| known.job.is_none()));
+                        if let (Ok(new), Some(old)) = (approved, alive) {
+                            known.remove(&token);
+                            let ends_ms = book.now_ms + TOKEN_APPROVED_LIVES_MS;
+                            known.insert(new, Known { account: old.account, job: Some(job), ends_ms });
+                            shown.push(new);
+                        }
+                    }
+                    (4, Some(token)) => {
+                        book.tokens.use_up(&token);
+                        known.remove(&token);
+                    }
+                    (5, _) => book.now_ms += wait,
+                    (_, Some(token)) => {
+                        let expected = match alive {
+                            None => Err(TokenRefusal::Unknown),
+                            Some(known) if known.account != account => Err(TokenRefusal::OfAnother),
+                            Some(known) => Ok(known.job.map_or(Promise::Undeclared, Promise::Declared)),
+                        };
+                        let account = ACCOUNTS[usize::from(account)];
+                        prop_assert_eq!(book.promised(&token, account), expected);
+                    }
+                }
+                book.check();
+            }
+        }
+    }
+}
