@@ -207,6 +207,13 @@ impl Inbound {
         None
     }
 
+    /// The peer has begun a frame and not ended it: it is to go on within some time, or the bytes that
+    /// are held for it are held for ever.
+    #[must_use]
+    pub fn is_amid_frame(&self) -> bool {
+        self.header.is_some() || self.taken < self.sealed.len()
+    }
+
     /// Bytes that are held for this direction, used or not. For tests of the bounds.
     #[must_use]
     pub fn reserved(&self) -> usize {

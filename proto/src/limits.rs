@@ -199,6 +199,9 @@ pub const DECLARATIONS_OPEN_MAX: usize = 4;
 /// How long a declarer may take to send transactions that he was asked for: a whole block through a
 /// home's 0.6 Mbit/s.
 pub const PROVIDE_WAIT_MS: u64 = 60_000;
+/// Requests for transactions whose answer may still come although it is of no use any more: more than a
+/// burst of declarations can make while one answer is on its way.
+pub const GIVEN_UP_MAX: usize = 64;
 /// Requests for tokens that wait their time. SRI's declarator has two at its start.
 pub const TOKEN_REQUESTS_WAITING_MAX: usize = 32;
 /// Solutions that a declarer may push at once: on a real network one a year is many, on a development

@@ -14,6 +14,7 @@ use std::sync::Arc;
 pub use custom::{CustomJob, CustomJobRequest, CustomRefusal, CustomRefused, DeclaredId, Worth};
 
 use crate::extranonce::ExtranoncePrefix;
+use crate::limits::USER_IDENTITY_MAX;
 use crate::share::Proof;
 use crate::template::TemplateId;
 
@@ -46,6 +47,22 @@ pub struct Owner {
     pub account: Arc<str>,
     /// After it; may be empty.
     pub worker: Arc<str>,
+}
+
+impl Owner {
+    /// `account.worker`, cut at the first dot. `None` if it is too long or not printable ASCII: it will
+    /// stand in logs, tables and pages.
+    #[must_use]
+    pub fn of_identity(identity: &[u8]) -> Option<Self> {
+        let printable = identity.iter().all(|byte| (0x20..=0x7e).contains(byte));
+        if !printable || identity.len() > USER_IDENTITY_MAX {
+            return None;
+        }
+        let text = std::str::from_utf8(identity).ok()?;
+        let (account, worker) = text.split_once('.').unwrap_or((text, ""));
+        let account = if account.is_empty() { "anonymous" } else { account };
+        Some(Self { account: account.into(), worker: worker.into() })
+    }
 }
 
 /// Accepted shares of one owner on one job, on their way to the store.

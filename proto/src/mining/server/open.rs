@@ -3,8 +3,7 @@
 use super::{Effect, GROUP, Outbox, Server};
 use crate::connection::Violation;
 use crate::limits::{
-    DECLARE_RATE_EVERY_MS, DIFFICULTY_LOG2_MAX, EXTRANONCE_ROLLABLE_LEN, OPEN_EVERY_MS,
-    OPENS_BURST, USER_IDENTITY_MAX,
+    DECLARE_RATE_EVERY_MS, DIFFICULTY_LOG2_MAX, EXTRANONCE_ROLLABLE_LEN, OPEN_EVERY_MS, OPENS_BURST,
 };
 use crate::message::{
     OpenExtendedMiningChannel, OpenExtendedMiningChannelSuccess, OpenMiningChannelError,
@@ -135,7 +134,8 @@ impl Server {
             }
             Kind::Standard | Kind::Extended => {}
         }
-        let owner = owner_of(asked.user_identity.as_slice()).ok_or("invalid-user-identity")?;
+        let owner =
+            Owner::of_identity(asked.user_identity.as_slice()).ok_or("invalid-user-identity")?;
         if !is_rate(asked.nominal_hash_rate) {
             return Err("invalid-nominal-hashrate");
         }
@@ -223,17 +223,4 @@ impl Server {
 /// A finite number that is not negative, nor the negative zero (rule G13).
 fn is_rate(rate: f32) -> bool {
     rate.is_finite() && rate.is_sign_positive()
-}
-
-/// `account.worker`, cut at the first dot. `None` if it is too long or not printable ASCII: it will
-/// stand in logs, tables and pages.
-fn owner_of(identity: &[u8]) -> Option<Owner> {
-    let printable = identity.iter().all(|byte| (0x20..=0x7e).contains(byte));
-    if !printable || identity.len() > USER_IDENTITY_MAX {
-        return None;
-    }
-    let text = std::str::from_utf8(identity).ok()?;
-    let (account, worker) = text.split_once('.').unwrap_or((text, ""));
-    let account = if account.is_empty() { "anonymous" } else { account };
-    Some(Owner { account: account.into(), worker: worker.into() })
 }
