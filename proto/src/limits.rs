@@ -146,23 +146,23 @@ pub const TOKEN_ALLOCATED_LIVES_MS: u64 = 24 * 60 * 60 * 1_000;
 /// How long an approved job waits to be asked for on the mining connection. A declarator does so within a
 /// second; ten minutes outlast a reconnect. Jobs of a tip that is gone end before (`Tokens::end_jobs`).
 pub const TOKEN_APPROVED_LIVES_MS: u64 = 10 * 60 * 1_000;
-/// Tokens that a client may ask for at once: a minute's worth ...
-pub const TOKENS_BURST: u64 = 20;
-/// ... and then one in so many milliseconds, 20 a minute: a template every 30 s needs two.
-pub const TOKEN_EVERY_MS: u64 = 3_000;
-/// Tokens of one client without a declared job. SRI's declarator keeps two; several declarators may stand
-/// behind one address. Beyond, the oldest gives way.
-pub const TOKENS_PER_CLIENT_MAX: usize = 64;
-/// Approved jobs of one client that nobody asked for on a mining connection yet: one is normal, a few
-/// where templates come fast. Beyond, the oldest gives way ...
-pub const APPROVED_PER_CLIENT_MAX: usize = 16;
-/// ... and also beyond so many bytes of them, as their check counted: three blocks of transactions that
-/// nobody else has. The newest always stays.
-pub const APPROVED_BYTES_PER_CLIENT_MAX: usize = 12 * 1024 * 1024;
-/// Bytes of all approved jobs; beyond, the client that holds most loses his oldest.
+/// Tokens that a client, which is a whole household or farm behind one address, may ask for at once ...
+pub const TOKENS_BURST: u64 = 1_024;
+/// ... and then one in so many milliseconds: what 200 declarators need with a template every 20 s.
+pub const TOKEN_EVERY_MS: u64 = 100;
+/// Tokens of one client without a declared job: SRI's declarator keeps two, so a thousand of them. Beyond,
+/// the oldest gives way.
+pub const TOKENS_PER_CLIENT_MAX: usize = 2_048;
+/// Approved jobs of one client that nobody asked for on a mining connection yet: at a new tip each of its
+/// declarators has one, and some have two. Beyond, the oldest gives way ...
+pub const APPROVED_PER_CLIENT_MAX: usize = 1_024;
+/// ... and also beyond so many bytes that nobody else holds, as their check counted: a dozen blocks of
+/// transactions. The newest always stays.
+pub const APPROVED_BYTES_PER_CLIENT_MAX: usize = 48 * 1024 * 1024;
+/// Bytes of all approved jobs; beyond, the client that holds most loses its oldest.
 pub const APPROVED_BYTES_MAX: usize = 256 * 1024 * 1024;
-/// Tokens in all, at about 250 bytes each beside what is declared: 1,600 clients that keep as many as they
-/// may. Beyond, none is given out until some are used or too old.
+/// Tokens in all, at about 300 bytes each beside what is declared. Beyond, the client that holds most loses
+/// its oldest, so that nobody can hoard what another needs.
 pub const TOKENS_MAX: usize = 100_000;
 
 // ---- custom jobs (spec 05 §5.3.18) ----
@@ -202,6 +202,10 @@ pub const PROVIDE_WAIT_MS: u64 = 60_000;
 /// Requests for transactions whose answer may still come although it is of no use any more: more than a
 /// burst of declarations can make while one answer is on its way.
 pub const GIVEN_UP_MAX: usize = 64;
+/// Tokens that a declarer may ask for at once: a minute's worth ...
+pub const DECLARER_TOKENS_BURST: u64 = 20;
+/// ... and then one in so many milliseconds, 20 a minute: a template every 30 s needs two.
+pub const DECLARER_TOKEN_EVERY_MS: u64 = 3_000;
 /// Requests for tokens that wait their time. SRI's declarator has two at its start.
 pub const TOKEN_REQUESTS_WAITING_MAX: usize = 32;
 /// Solutions that a declarer may push at once: on a real network one a year is many, on a development

@@ -5,7 +5,7 @@
 //! approved to a job; and it is used up by success alone, so that a miner who was a moment ahead of our
 //! node may ask again. Must never draw a token itself, nor hand a job to another account.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -54,7 +54,7 @@ pub enum TokenRefusal {
     /// The client asks for more than `TOKENS_BURST` at once and one in `TOKEN_EVERY_MS` after.
     #[error("tokens were asked for too fast")]
     TooOften,
-    /// `TOKENS_MAX` are out.
+    /// `TOKENS_MAX` jobs are declared, or the bytes drawn are out already.
     #[error("the pool has given out all the tokens that it may")]
     Full,
 }
@@ -75,6 +75,10 @@ pub struct Tokens<J> {
     clients: HashMap<ClientId, Client>,
     /// By when they are too old, mono ms, and by serial.
     ends: BTreeMap<(u64, u64), MiningJobToken>,
+    /// Clients by how many tokens without a job they hold.
+    by_allocated: BTreeSet<(usize, ClientId)>,
+    /// Clients by how much their approved jobs hold.
+    by_bytes: BTreeSet<(usize, ClientId)>,
     /// Of all approved jobs.
     approved_bytes: usize,
     /// Counts the tokens.
@@ -137,6 +141,8 @@ impl<J> Tokens<J> {
             tokens: HashMap::new(),
             clients: HashMap::new(),
             ends: BTreeMap::new(),
+            by_allocated: BTreeSet::new(),
+            by_bytes: BTreeSet::new(),
             approved_bytes: 0,
             next_serial: 0,
         }
@@ -208,6 +214,9 @@ impl<J: Clone> Tokens<J> {
             let oldest = *oldest;
             self.remove(&oldest);
         }
+        if self.tokens.len() >= TOKENS_MAX {
+            self.take_from_who_holds_most();
+        }
         let token = MiningJobToken(random);
         // 128 random bits meet by a fault alone; what is out keeps its owner.
         if self.tokens.len() >= TOKENS_MAX || self.tokens.contains_key(&token) {
@@ -263,10 +272,11 @@ impl<J: Clone> Tokens<J> {
     /// The approved job that has to go, now that `client` has one more.
     fn oldest_too_much(&self, client: ClientId) -> Option<MiningJobToken> {
         let own = self.clients.get(&client).filter(|client| client.approved_too_much());
-        let most = || self.clients.values().max_by_key(|client| client.approved_bytes);
         let whose = match own {
             Some(own) => own,
-            None if self.approved_bytes > APPROVED_BYTES_MAX => most()?,
+            None if self.approved_bytes > APPROVED_BYTES_MAX => {
+                self.clients.get(&self.by_bytes.last()?.1)?
+            }
             None => return None,
         };
         whose.approved.first_key_value().map(|(_, token)| *token)
@@ -316,19 +326,43 @@ impl<J: Clone> Tokens<J> {
         self.tokens.is_empty()
     }
 
+    /// The oldest token without a job of the client that has most of them goes.
+    fn take_from_who_holds_most(&mut self) {
+        let most = self.by_allocated.last().and_then(|(_, client)| self.clients.get(client));
+        let oldest = most.and_then(|client| client.allocated.first_key_value());
+        if let Some((_, oldest)) = oldest {
+            let oldest = *oldest;
+            self.remove(&oldest);
+        }
+    }
+
+    /// Changes what a client holds, and its places among the others.
+    fn change(&mut self, id: ClientId, change: impl FnOnce(&mut Client)) {
+        let Some(client) = self.clients.get_mut(&id) else { return };
+        self.by_allocated.remove(&(client.allocated.len(), id));
+        self.by_bytes.remove(&(client.approved_bytes, id));
+        change(client);
+        if !client.allocated.is_empty() {
+            self.by_allocated.insert((client.allocated.len(), id));
+        }
+        if client.approved_bytes > 0 {
+            self.by_bytes.insert((client.approved_bytes, id));
+        }
+    }
+
     /// As the newest of all; its client has a row.
     fn insert(&mut self, token: MiningJobToken, entry: Entry<J>) {
         let serial = self.next_serial;
         self.next_serial += 1;
         self.approved_bytes += entry.bytes;
-        if let Some(client) = self.clients.get_mut(&entry.client) {
+        self.change(entry.client, |client| {
             client.approved_bytes += entry.bytes;
             let tokens = match entry.promise {
                 Promise::Undeclared => &mut client.allocated,
                 Promise::Declared(_) => &mut client.approved,
             };
             tokens.insert(serial, token);
-        }
+        });
         self.ends.insert((entry.ends_ms, serial), token);
         self.tokens.insert(token, Entry { serial, ..entry });
     }
@@ -337,11 +371,11 @@ impl<J: Clone> Tokens<J> {
         let entry = self.tokens.remove(token)?;
         self.ends.remove(&(entry.ends_ms, entry.serial));
         self.approved_bytes -= entry.bytes;
-        if let Some(client) = self.clients.get_mut(&entry.client) {
+        self.change(entry.client, |client| {
             client.approved_bytes -= entry.bytes;
             client.allocated.remove(&entry.serial);
             client.approved.remove(&entry.serial);
-        }
+        });
         Some(entry)
     }
 
@@ -425,11 +459,23 @@ mod tests {
         fn check(&self) {
             let tokens = &self.tokens;
             assert_eq!(tokens.ends.len(), tokens.tokens.len());
+            let rows = tokens.clients.values();
+            let held = rows.map(|client| client.allocated.len() + client.approved.len());
+            assert_eq!(held.sum::<usize>(), tokens.tokens.len());
             let bytes: usize = tokens.tokens.values().map(|entry| entry.bytes).sum();
             assert_eq!(tokens.approved_bytes, bytes);
+            let held = |held: fn(&Client) -> usize| {
+                let rows = tokens.clients.iter().map(|(id, client)| (held(client), *id));
+                rows.filter(|(held, _)| *held > 0).collect::<BTreeSet<_>>()
+            };
+            assert_eq!(tokens.by_allocated, held(|client| client.allocated.len()));
+            assert_eq!(tokens.by_bytes, held(|client| client.approved_bytes));
             for (id, client) in &tokens.clients {
-                let own = || tokens.tokens.values().filter(|entry| entry.client == *id);
-                assert_eq!(client.allocated.len() + client.approved.len(), own().count());
+                let own = || {
+                    let own = client.allocated.values().chain(client.approved.values());
+                    own.map(|token| &tokens.tokens[token])
+                };
+                assert!(own().all(|entry| entry.client == *id));
                 assert_eq!(client.approved_bytes, own().map(|entry| entry.bytes).sum::<usize>());
                 assert!(client.allocated.len() <= TOKENS_PER_CLIENT_MAX);
                 assert!(!client.approved_too_much());
@@ -520,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn twenty_may_be_asked_for_at_once_and_one_every_three_seconds_after_js3() {
+    fn a_client_may_ask_for_so_many_at_once_and_one_in_so_long_after_js3() {
         let mut book = Book::new();
         for _ in 0..TOKENS_BURST {
             book.try_allocate(ALICE, "alice").unwrap();
@@ -551,20 +597,27 @@ mod tests {
     }
 
     #[test]
-    fn beyond_what_the_pool_may_give_out_there_is_none_until_one_is_used() {
+    fn beyond_what_the_pool_may_give_out_whoever_holds_most_loses_his_oldest() {
         let mut book = Book::new();
-        let mut last = None;
-        for number in 0..TOKENS_MAX as u64 {
-            last = Some(book.try_allocate(ClientId(number / TOKENS_BURST), "a").unwrap());
+        let honest = book.allocate(ALICE, "alice");
+        let mut hoarded = Vec::new();
+        for number in 1..TOKENS_MAX as u64 {
+            let client = ClientId(1_000 + number / TOKENS_BURST);
+            hoarded.push(book.try_allocate(client, "a").unwrap());
         }
-        let more = ClientId(u64::MAX);
-        assert_eq!(book.try_allocate(more, "a"), Err(TokenRefusal::Full));
-        // One that is out may be declared with all the same: it takes the place of its like.
-        let approved = book.approve(&last.unwrap(), 1, 1);
-        assert_eq!(book.try_allocate(more, "a"), Err(TokenRefusal::Full));
-        book.tokens.use_up(&approved);
-        book.try_allocate(more, "a").unwrap();
         assert_eq!(book.tokens.len(), TOKENS_MAX);
+        let newest = book.try_allocate(MALLORY, "mallory").unwrap();
+        assert_eq!(book.tokens.len(), TOKENS_MAX);
+        for (token, account) in [(&honest, "alice"), (&newest, "mallory")] {
+            assert_eq!(book.promised(token, account), Ok(Promise::Undeclared));
+        }
+        let gone: Vec<_> =
+            (0..hoarded.len()).filter(|at| book.promised(&hoarded[*at], "a").is_err()).collect();
+        assert_eq!(gone.len(), 1);
+        // A job takes the place of its token.
+        book.approve(&honest, 1, 1);
+        assert_eq!(book.tokens.len(), TOKENS_MAX);
+        book.check();
     }
 
     #[test]

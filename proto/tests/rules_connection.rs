@@ -15,8 +15,8 @@ use proto::connection::{
     negotiate, setup_error,
 };
 use proto::limits::{
-    DECLARE_CLIENT_PAYLOAD_MAX, EXTENSIONS_MAX, FRAME_PAYLOAD_MAX, MINING_CLIENT_PAYLOAD_MAX,
-    READ_MAX, SETUP_PAYLOAD_MAX,
+    DECLARE_CLIENT_PAYLOAD_MAX, DECLARE_PROVIDE_PAYLOAD_MAX, EXTENSIONS_MAX, FRAME_PAYLOAD_MAX,
+    MINING_CLIENT_PAYLOAD_MAX, READ_MAX, SETUP_PAYLOAD_MAX,
 };
 use proto::message::*;
 use proto::share::Refusal;
@@ -527,7 +527,12 @@ fn a_header_that_claims_16_mib_reserves_nothing_r08() {
 
 #[test]
 fn each_phases_limit_holds_and_one_byte_more_is_refused_at_the_header() {
-    for limit in [SETUP_PAYLOAD_MAX, MINING_CLIENT_PAYLOAD_MAX, DECLARE_CLIENT_PAYLOAD_MAX] {
+    for limit in [
+        SETUP_PAYLOAD_MAX,
+        MINING_CLIENT_PAYLOAD_MAX,
+        DECLARE_CLIENT_PAYLOAD_MAX,
+        DECLARE_PROVIDE_PAYLOAD_MAX,
+    ] {
         let (sealed, mut server) = frame_of(limit);
         server.inbound.set_limit(limit);
         server.inbound.feed(&sealed);
@@ -554,7 +559,7 @@ fn the_limit_before_setup_is_that_of_setup() {
 #[test]
 fn a_connection_is_small_again_after_a_large_frame() {
     let (mut client, mut server) = connections();
-    server.inbound.set_limit(DECLARE_CLIENT_PAYLOAD_MAX);
+    server.inbound.set_limit(DECLARE_PROVIDE_PAYLOAD_MAX);
     let header = FrameHeader { extension_type: 0, msg_type: 0x7f, length: 4 << 20 };
     let mut frame = header.encode().to_vec();
     frame.resize(6 + header.length, 0);
@@ -565,9 +570,10 @@ fn a_connection_is_small_again_after_a_large_frame() {
         server.inbound.feed(part);
         let count = part.len();
         client.outbound.advance(count);
-        let _whole_at_last = server.inbound.next_frame().unwrap();
+        let is_whole = server.inbound.next_frame().unwrap().is_some();
+        assert_ne!(is_whole, server.inbound.is_amid_frame());
     }
-    assert!(server.inbound.reserved() > 4 << 20);
+    assert!(server.inbound.reserved() > 4 << 20 && !server.inbound.is_amid_frame());
     assert_eq!(server.inbound.next_frame(), Ok(None));
     assert_eq!(server.inbound.reserved(), 0, "an idle link holds no buffer");
 }

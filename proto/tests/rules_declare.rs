@@ -17,8 +17,9 @@ use proto::declare::{DeclareRefusal, Solution};
 use proto::limits::{
     COINBASE_OUTPUTS_MAX, DECLARATION_EVERY_MS, DECLARATIONS_BURST, DECLARATIONS_OPEN_MAX,
     DECLARE_CLIENT_PAYLOAD_MAX, DECLARE_PROVIDE_PAYLOAD_MAX, DECLARED_PREFIX_MAX,
-    DECLARED_TRANSACTIONS_MAX, DETAILS_MAX, PROVIDE_WAIT_MS, SOLUTION_EVERY_MS, SOLUTIONS_BURST,
-    SUFFIX_BESIDES_OUTPUTS_MAX, TOKEN_EVERY_MS, TOKEN_REQUESTS_WAITING_MAX, TOKENS_BURST,
+    DECLARED_TRANSACTIONS_MAX, DECLARER_TOKEN_EVERY_MS, DECLARER_TOKENS_BURST, DETAILS_MAX,
+    PROVIDE_WAIT_MS, SOLUTION_EVERY_MS, SOLUTIONS_BURST, SUFFIX_BESIDES_OUTPUTS_MAX,
+    TOKEN_REQUESTS_WAITING_MAX,
 };
 use proto::message::{AllocateMiningJobToken, Message, PushSolution, SetTarget};
 use proto::token::MiningJobToken;
@@ -73,7 +74,7 @@ fn of_a_thousand_requests_for_tokens_as_many_are_served_as_the_pace_allows_js3()
         link.allocate(request_id);
     }
     let served = link.allocations();
-    assert!(served.iter().map(|(id, _)| *id).eq(0..TOKENS_BURST as u32));
+    assert!(served.iter().map(|(id, _)| *id).eq(0..DECLARER_TOKENS_BURST as u32));
     // The book of tokens has not answered yet, so these count as waiting.
     let waiting = TOKEN_REQUESTS_WAITING_MAX - served.len();
     let dropped = link.effects.iter().filter(|e| matches!(e, Effect::NoToken { .. })).count();
@@ -82,12 +83,12 @@ fn of_a_thousand_requests_for_tokens_as_many_are_served_as_the_pace_allows_js3()
         assert_eq!(link.allocated(request_id, Some(token(1))).len(), 1);
     }
     // The others have their turn, each in its time.
-    link.pass(TOKEN_EVERY_MS - 1);
+    link.pass(DECLARER_TOKEN_EVERY_MS - 1);
     assert!(link.allocations().is_empty());
     for turn in 0..waiting as u32 {
         link.pass(1);
-        assert_eq!(link.allocations(), [(TOKENS_BURST as u32 + turn, Arc::from("alice"))]);
-        link.pass(TOKEN_EVERY_MS - 1);
+        assert_eq!(link.allocations(), [(DECLARER_TOKENS_BURST as u32 + turn, Arc::from("alice"))]);
+        link.pass(DECLARER_TOKEN_EVERY_MS - 1);
         assert!(link.allocations().is_empty());
     }
     assert_eq!(link.server.deadline_ms(), None);
@@ -101,7 +102,7 @@ fn a_request_that_the_book_of_tokens_denies_is_made_again_later() {
         assert_eq!(link.allocations().len(), 1);
         assert!(link.allocated(1, None).is_empty());
         assert!(link.allocations().is_empty());
-        link.pass(TOKEN_EVERY_MS);
+        link.pass(DECLARER_TOKEN_EVERY_MS);
     }
     assert_eq!(link.allocations().len(), 1);
     assert_eq!(link.allocated(1, Some(token(1))).len(), 1);

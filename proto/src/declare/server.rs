@@ -14,9 +14,9 @@ use crate::declare::{Declaration, DeclareRefusal, Solution};
 use crate::limits::{
     COINBASE_OUTPUTS_MAX, DECLARATION_EVERY_MS, DECLARATIONS_BURST, DECLARATIONS_OPEN_MAX,
     DECLARE_CLIENT_PAYLOAD_MAX, DECLARE_PROVIDE_PAYLOAD_MAX, DECLARED_PREFIX_MAX,
-    DECLARED_TRANSACTIONS_MAX, DETAILS_MAX, GIVEN_UP_MAX, PROVIDE_WAIT_MS, SOLUTION_EVERY_MS,
-    SOLUTIONS_BURST, SUFFIX_BESIDES_OUTPUTS_MAX, TOKEN_EVERY_MS, TOKEN_REQUESTS_WAITING_MAX,
-    TOKENS_BURST,
+    DECLARED_TRANSACTIONS_MAX, DECLARER_TOKEN_EVERY_MS, DECLARER_TOKENS_BURST, DETAILS_MAX,
+    GIVEN_UP_MAX, PROVIDE_WAIT_MS, SOLUTION_EVERY_MS, SOLUTIONS_BURST, SUFFIX_BESIDES_OUTPUTS_MAX,
+    TOKEN_REQUESTS_WAITING_MAX,
 };
 use crate::message::{
     AllocateMiningJobToken, AllocateMiningJobTokenSuccess, DeclareMiningJob, DeclareMiningJobError,
@@ -196,7 +196,7 @@ impl Server {
             allocating: Vec::new(),
             open: Vec::new(),
             given_up: VecDeque::new(),
-            tokens: Pace::new(TOKENS_BURST, TOKEN_EVERY_MS, now_ms),
+            tokens: Pace::new(DECLARER_TOKENS_BURST, DECLARER_TOKEN_EVERY_MS, now_ms),
             tokens_from_ms: now_ms,
             declarations: Pace::new(DECLARATIONS_BURST, DECLARATION_EVERY_MS, now_ms),
             solutions: Pace::new(SOLUTIONS_BURST, SOLUTION_EVERY_MS, now_ms),
@@ -316,7 +316,7 @@ impl Server {
         let Some(token) = token else {
             // Behind the others: it has had its turn.
             self.wanted.push_back(wanted);
-            self.tokens_from_ms = now_ms.saturating_add(TOKEN_EVERY_MS);
+            self.tokens_from_ms = now_ms.saturating_add(DECLARER_TOKEN_EVERY_MS);
             return;
         };
         out.say(AllocateMiningJobTokenSuccess {
