@@ -29,7 +29,9 @@ fn functions(folder: &Path, names: &mut BTreeSet<String>) {
 #[test]
 fn every_test_that_a_rule_names_exists() {
     let mut names = BTreeSet::new();
-    for folder in ["src", "tests", "../pool/tests"] {
+    for folder in
+        ["src", "tests", "../pool/tests", "../job-declarator/src", "../job-declarator/tests"]
+    {
         functions(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut names);
     }
     let rules = read("RULES.md");
@@ -57,18 +59,34 @@ fn every_test_that_a_rule_names_exists() {
     }
 }
 
-/// One letter of the tables that this file is about, and a number.
+/// The letters of one of the tables that this file is about, and a number.
 fn is_rule(word: &str) -> bool {
-    let (table, number) = word.split_at_checked(1).unwrap_or_default();
-    matches!(table, "g" | "s" | "p" | "e" | "c" | "n")
+    let digits = word.find(|c: char| c.is_ascii_digit()).unwrap_or(word.len());
+    let (table, number) = word.split_at(digits);
+    matches!(table, "g" | "s" | "p" | "e" | "c" | "n" | "js")
         && !number.is_empty()
         && number.bytes().all(|digit| digit.is_ascii_digit())
 }
 
 #[test]
-fn every_code_of_a_refused_share_is_explained_g12() {
+fn every_code_of_a_refusal_is_explained_g12() {
     let rules = read("RULES.md");
-    for refusal in proto::share::Refusal::ALL {
-        assert!(rules.contains(&format!("`{}`", refusal.code())), "{}", refusal.code());
+    let shares = proto::share::Refusal::ALL.map(proto::share::Refusal::code);
+    let jobs = proto::mining::CustomRefusal::ALL.map(proto::mining::CustomRefusal::code);
+    let declarations =
+        proto::declare::DeclareRefusal::ALL.map(proto::declare::DeclareRefusal::code);
+    for (message, codes) in [
+        ("SubmitShares.Error", &shares[..]),
+        ("SetCustomMiningJob.Error", &jobs),
+        ("DeclareMiningJob.Error", &declarations),
+    ] {
+        let (_, section) = rules.split_once(&format!("\n| {message} |")).unwrap();
+        // Rows of one message have an empty first cell.
+        let end =
+            section.match_indices("\n| ").find(|(at, _)| !section[*at..].starts_with("\n| |"));
+        let section = &section[..end.map_or(section.len(), |(at, _)| at)];
+        for code in codes {
+            assert!(section.contains(&format!("`{code}`")), "{message} {code}");
+        }
     }
 }

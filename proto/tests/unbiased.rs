@@ -11,8 +11,13 @@ mod common;
 use std::collections::HashSet;
 
 use common::client::Work;
-use common::{Chain, HARD_NBITS, Ledger, Link, REGTEST_NBITS, Random, Share};
+use common::{
+    Chain, Custom, HARD_NBITS, Ledger, Link, REGTEST_NBITS, Random, Share, easy_policy, worth,
+};
+use proto::limits::{CUSTOM_JOB_EVERY_MS, PAST_JOBS_MAX};
+use proto::message::setup_flags::REQUIRES_WORK_SELECTION;
 use proto::mining::Kind;
+use proto::mining::server::{Effect, Input};
 use proto::target::{Difficulty, Target};
 
 /// A client that keeps account of its work and of what it is credited.
@@ -29,8 +34,17 @@ struct Adversary {
 
 impl Adversary {
     fn new(nbits: u32, kind: Kind, seed: u64) -> Self {
+        Self::with(0, nbits, kind, seed)
+    }
+
+    /// It makes its jobs itself.
+    fn selecting(seed: u64) -> Self {
+        Self::with(REQUIRES_WORK_SELECTION, HARD_NBITS, Kind::Extended, seed)
+    }
+
+    fn with(flags: u32, nbits: u32, kind: Kind, seed: u64) -> Self {
         let chain = Chain::new(nbits);
-        let mut link = Link::new(&chain);
+        let mut link = Link::with(easy_policy(), flags, chain.active());
         let channel = link.open_at_floor(kind);
         Self {
             chain,
@@ -41,6 +55,14 @@ impl Adversary {
             hashed: HashSet::new(),
             credited: 0.0,
         }
+    }
+
+    /// A job of its own, at the difficulty that it has now and a part of a million.
+    fn custom(&mut self, custom: &Custom, factor_ppm: u32) -> Work {
+        self.link.now.mono_ms += CUSTOM_JOB_EVERY_MS;
+        let work = self.link.custom(self.channel, custom, worth(1, factor_ppm));
+        self.link.effects.retain(|effect| matches!(effect, Effect::Credit(_)));
+        work
     }
 
     fn works(&self) -> Vec<Work> {
@@ -81,12 +103,13 @@ impl Adversary {
     fn collect(&mut self) {
         for batch in self.link.batches() {
             let committed = self.ledger.commit(&batch);
-            let proofs = batch.groups.iter().flat_map(|group| &group.proofs);
-            self.credited += proofs
-                .filter(|proof| !committed.duplicates.contains(&proof.hash))
-                .map(|proof| proof.difficulty.hashes())
-                .sum::<f64>();
-            self.link.handle(proto::mining::server::Input::Committed(committed)).unwrap();
+            for group in &batch.groups {
+                let credited =
+                    group.proofs.iter().filter(|proof| !committed.duplicates.contains(&proof.hash));
+                let hashes: f64 = credited.map(|proof| proof.difficulty.hashes()).sum();
+                self.credited += hashes * f64::from(group.worth.factor_ppm) / 1e6;
+            }
+            self.link.handle(Input::Committed(committed)).unwrap();
         }
         self.link.effects.clear();
     }
@@ -218,4 +241,100 @@ fn what_misses_its_target_is_worth_nothing() {
     }
     let got = sloppy.yield_per_hash();
     assert!((0.75..1.25).contains(&got), "{got} per hash");
+}
+
+#[test]
+fn an_honest_miner_of_his_own_jobs_is_credited_what_he_hashed_times_their_factor() {
+    let mut miner = Adversary::selecting(7);
+    for turn in 0..60 {
+        if miner.random.below(4) == 0 {
+            let tip = miner.chain.advance_at(miner.link.now.unix_s);
+            miner.link.template(tip);
+        }
+        let log2 = -32 + miner.random.below(7) as i16;
+        miner.ask(log2);
+        miner.link.pass(6_000);
+        let custom = Custom::of(&miner.chain.active()).numbered(turn);
+        let work = miner.custom(&custom, 500_000);
+        for _ in 0..1_000 {
+            let share = miner.link.client.share_on(miner.channel, &work);
+            if work.target.is_met_by(&miner.hash(&work, &share)) {
+                miner.submit(&share);
+            }
+        }
+    }
+    let got = miner.yield_per_hash();
+    assert!((0.4..0.6).contains(&got), "{got} per hash at a factor of a half");
+}
+
+#[test]
+fn asking_for_the_same_work_at_each_difficulty_gains_nothing() {
+    let mut thief = Adversary::selecting(8);
+    for _ in 0..10 {
+        let custom = Custom::of(&thief.chain.active());
+        let mut works = Vec::new();
+        for log2 in LADDER {
+            thief.ask(log2);
+            works.push(thief.custom(&custom, 1_000_000));
+        }
+        for _ in 0..1_000 {
+            let plain = thief.link.client.share_on(thief.channel, &works[0]);
+            // He does not believe what he was told: every job was asked for at its own difficulty.
+            let hash = thief.hash(&works[0], &plain);
+            let meets = |log2: &i16| Difficulty::from_log2(*log2).target().is_met_by(&hash);
+            let Some(best) = LADDER.rev().find(meets) else { continue };
+            let job = works[(best + 32) as usize].job;
+            thief.submit(&Share { job, ..plain });
+        }
+        thief.start_over();
+    }
+    let got = thief.yield_per_hash();
+    assert!(got < 1.2, "{got} per hash");
+}
+
+#[test]
+fn waiting_until_his_job_is_forgotten_gains_nothing() {
+    let mut thief = Adversary::selecting(9);
+    for _ in 0..200 {
+        let custom = Custom::of(&thief.chain.active());
+        let easy = thief.custom(&custom, 1_000_000);
+        let mut kept: Vec<([u8; 32], Share)> = Vec::new();
+        for _ in 0..64 {
+            let share = thief.link.client.share_on(thief.channel, &easy);
+            kept.push((thief.hash(&easy, &share), share));
+        }
+        let lowest = |(hash, _): &&([u8; 32], Share)| Target::from_le_bytes(*hash);
+        let (hash, share) = kept.iter().min_by_key(lowest).cloned().unwrap();
+        // The hardest difficulty that the best of them meets, asked for when the job is long replaced.
+        let meets = |log2: &i16| Difficulty::from_log2(*log2).target().is_met_by(&hash);
+        thief.ask(LADDER.rev().find(meets).unwrap_or(-32));
+        for number in 0..PAST_JOBS_MAX as u32 + 2 {
+            thief.custom(&custom.numbered(1_000 + number), 1_000_000);
+        }
+        let again = thief.custom(&custom, 1_000_000);
+        thief.submit(&Share { job: again.job, ..share });
+        thief.start_over();
+    }
+    let got = thief.yield_per_hash();
+    assert!(got < 0.5, "{got} per hash for a 64th of the shares");
+}
+
+#[test]
+fn declaring_the_same_work_when_it_is_worth_more_gains_nothing() {
+    let mut thief = Adversary::selecting(10);
+    let custom = Custom::of(&thief.chain.active());
+    let poor = thief.custom(&custom, 500_000);
+    let shares: Vec<Share> = (0..2_000)
+        .map(|_| {
+            let share = thief.link.client.share_on(thief.channel, &poor);
+            thief.hash(&poor, &share);
+            share
+        })
+        .collect();
+    let rich = thief.custom(&custom, 1_000_000);
+    for share in shares {
+        thief.submit(&Share { job: rich.job, ..share });
+    }
+    let got = thief.yield_per_hash();
+    assert!((0.4..0.6).contains(&got), "{got} per hash for work that was worth a half");
 }

@@ -10,7 +10,7 @@ use crate::extranonce::ExtranoncePrefix;
 use crate::job::{Job, JobId};
 use crate::limits::PAST_JOBS_MAX;
 use crate::mining::given::{Given, GivenJobs, Tip};
-use crate::mining::{Kind, Owner};
+use crate::mining::{Kind, Owner, Worth};
 use crate::share::{FrozenJob, Proof, Refusal, Seen};
 use crate::target::Difficulty;
 use crate::vardiff::Vardiff;
@@ -28,7 +28,7 @@ pub(super) struct Channel {
     since_turn: u32,
     /// The difficulty from a turn on, oldest first; never empty.
     steps: Vec<(u32, Difficulty)>,
-    /// Jobs that went to this channel alone, newest last.
+    /// Jobs that went to this channel alone, and custom jobs, newest last.
     own: Vec<OwnJob>,
     /// A standard channel's merkle roots of its newest jobs, newest last: what nearly every share is
     /// on. Others are computed again when one is named.
@@ -47,6 +47,7 @@ struct OwnJob {
     /// How many jobs the connection had been given before it.
     turn: u32,
     difficulty: Difficulty,
+    worth: Worth,
 }
 
 /// What a channel did since it was opened.
@@ -66,8 +67,8 @@ pub struct Tally {
 
 /// Where a job id leads on this channel.
 pub(super) enum Found<'a> {
-    Live(FrozenJob<'a>),
-    Stale(FrozenJob<'a>),
+    Live(FrozenJob<'a>, Worth),
+    Stale(FrozenJob<'a>, Worth),
     Nothing,
 }
 
@@ -111,18 +112,28 @@ impl Channel {
         self.roots = [self.roots[1], Some((id, root))];
     }
 
-    /// Gives a job on the present tip to this channel alone, at its present difficulty.
-    pub(super) fn give(&mut self, given: Given, jobs: &GivenJobs) {
+    /// Gives a job of the pool's on the present tip to this channel alone, at its present difficulty.
+    pub(super) fn give_own(&mut self, given: Given, jobs: &GivenJobs) {
+        self.give(given, self.vardiff.difficulty(), Worth::POOL_JOB, jobs);
+    }
+
+    /// Gives a job on the present tip to this channel.
+    pub(super) fn give(
+        &mut self,
+        given: Given,
+        difficulty: Difficulty,
+        worth: Worth,
+        jobs: &GivenJobs,
+    ) {
         if self.own.len() > PAST_JOBS_MAX {
             self.own.remove(0);
         }
-        let difficulty = self.vardiff.difficulty();
         let (tip, turn) = (jobs.tip().serial, jobs.next_turn());
         if self.own.is_empty() {
             // A quiet channel has one.
             self.own.reserve_exact(1);
         }
-        self.own.push(OwnJob { given, tip, turn, difficulty });
+        self.own.push(OwnJob { given, tip, turn, difficulty, worth });
     }
 
     /// Jobs from the next on are at the difficulty that `vardiff` has now.
@@ -147,6 +158,7 @@ impl Channel {
     /// of all channels and its own counted together.
     pub(super) fn find<'a>(&'a self, id: JobId, jobs: &'a GivenJobs) -> Found<'a> {
         let own = self.own.iter().rposition(|own| own.given.id == id);
+        let worth = own.map_or(Worth::POOL_JOB, |at| self.own[at].worth);
         let found = match own {
             Some(at) => self.find_own(at, jobs),
             None => self.find_given(id, jobs),
@@ -154,8 +166,8 @@ impl Channel {
         let Some((job, is_live, later)) = found else { return Found::Nothing };
         match is_live {
             true if later > PAST_JOBS_MAX => Found::Nothing,
-            true => Found::Live(job),
-            false => Found::Stale(job),
+            true => Found::Live(job, worth),
+            false => Found::Stale(job, worth),
         }
     }
 
@@ -165,7 +177,7 @@ impl Channel {
         at: usize,
         jobs: &'a GivenJobs,
     ) -> Option<(FrozenJob<'a>, bool, usize)> {
-        let OwnJob { given, tip, turn, difficulty } = &self.own[at];
+        let OwnJob { given, tip, turn, difficulty, .. } = &self.own[at];
         let tip = jobs.tip_of(*tip)?;
         let later = jobs.next_turn().wrapping_sub(*turn) as usize + self.own.len() - 1 - at;
         Some((self.frozen(given, tip, *difficulty), jobs.is_live(tip), later))

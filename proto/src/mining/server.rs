@@ -1,11 +1,12 @@
 //! The pool's side of one mining connection: its channels, their jobs, their shares (spec chapter 5).
 //! Driven by the connection's task (`pool/miner.rs`): what happened goes into `handle`, what to say and
-//! what to do comes out in an `Outbox`. Jobs in `jobs.rs`, opening and updating in `open.rs`, shares
-//! in `shares.rs`.
+//! what to do comes out in an `Outbox`. Jobs in `jobs.rs`, those that a client makes itself in `custom.rs`,
+//! opening and updating in `open.rs`, shares in `shares.rs`.
 //!
 //! Must never touch a socket, a clock or a store, and must never say `Success` for a share that the
 //! ledger has not committed.
 
+mod custom;
 mod jobs;
 mod open;
 mod shares;
@@ -20,7 +21,7 @@ use crate::limits::{
     CHANNELS_PER_CONNECTION_MAX, DIFFICULTY_LOG2_MAX, JOB_REFRESH_MS, OPENS_BURST,
     REFUSED_IN_A_ROW_MAX, VARDIFF_CHECK_MS,
 };
-use crate::message::{Message, SetCustomMiningJob, SetCustomMiningJobError, Tlvs, setup_flags};
+use crate::message::{Message, Tlvs, setup_flags};
 use crate::mining::batch::Batches;
 use crate::mining::channel::Channel;
 pub use crate::mining::channel::Tally;
@@ -32,7 +33,6 @@ use crate::mining::{
 use crate::share::Refusal;
 use crate::target::Difficulty;
 use crate::token::MiningJobToken;
-use crate::wire::Str0255;
 
 /// What the operator decides; the same for every connection.
 #[derive(Debug, Clone, PartialEq)]
@@ -189,6 +189,8 @@ pub struct Server {
     future: Option<jobs::Ahead>,
     /// The channels know the tip and not yet its jobs.
     owes_jobs: bool,
+    /// On a connection that selects its own work.
+    custom: Option<Box<custom::CustomWork>>,
     /// The jobs that went to every channel.
     given: GivenJobs,
     /// Boxed: a node of the map has room for eleven.
@@ -230,6 +232,8 @@ impl Server {
             flags,
             worker_hashrate: false,
             extranonces,
+            custom: (flags & setup_flags::REQUIRES_WORK_SELECTION != 0)
+                .then(|| Box::new(custom::CustomWork::new(&active, now))),
             given: GivenJobs::on(active.tip),
             active,
             future: None,
@@ -296,8 +300,10 @@ impl Server {
                 self.on_committed(&committed, out);
                 Ok(())
             }
-            // No request is passed on yet, so none is answered.
-            Input::CustomJob { .. } => Ok(()),
+            Input::CustomJob { channel, request_id, verdict } => {
+                self.on_custom_verdict(now, (channel, request_id), verdict, out);
+                Ok(())
+            }
             Input::Time => {
                 self.on_time(now, out);
                 Ok(())
@@ -371,29 +377,10 @@ impl Server {
             Message::OpenExtendedMiningChannel(open) => self.open_extended(now, &open, out)?,
             Message::UpdateChannel(update) => self.on_update(now, &update, out)?,
             Message::CloseChannel(close) => self.on_close(ChannelId(close.channel_id), out),
-            Message::SetCustomMiningJob(custom) => self.on_custom_job(&custom, out),
+            Message::SetCustomMiningJob(custom) => self.on_custom_job(now, &custom, out),
             other => return Err(Violation::Unexpected(other.name())),
         }
         Ok(())
-    }
-
-    /// Job declaration is not built yet, so nobody holds a token. The refusal still tells a wrong
-    /// channel from a wrong time (rules P60, P62).
-    fn on_custom_job(&self, custom: &SetCustomMiningJob<'_>, out: &mut Outbox) {
-        let selects_work = self.flags & setup_flags::REQUIRES_WORK_SELECTION != 0;
-        let known = self
-            .channels
-            .get(&ChannelId(custom.channel_id))
-            .is_some_and(|channel| channel.kind == Kind::Extended);
-        let code = match (selects_work, known || custom.channel_id == GROUP.0) {
-            (true, false) => "invalid-channel-id",
-            (true, true) | (false, _) => "jd-not-supported",
-        };
-        out.say(SetCustomMiningJobError {
-            channel_id: custom.channel_id,
-            request_id: custom.request_id,
-            error_code: Str0255::text(code),
-        });
     }
 
     fn on_time(&mut self, now: Now, out: &mut Outbox) {

@@ -1,9 +1,10 @@
 //! A mining client that believes what it is told, and fails where a real one would: the device rules
 //! and the client's half of the job rules, checked on every frame of every test.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use proto::job::HeaderFields;
+use proto::limits::VERSION_ROLLING_MASK;
 use proto::message::setup_flags;
 use proto::mining::Kind;
 use proto::target::Target;
@@ -36,10 +37,28 @@ pub struct Work {
     pub target: Target,
 }
 
+impl Work {
+    /// Whether headers of one are headers of the other.
+    pub fn is_work_of(&self, other: &Self) -> bool {
+        (self.prev_hash, self.nbits, &self.body) == (other.prev_hash, other.nbits, &other.body)
+            && (self.version ^ other.version) & !VERSION_ROLLING_MASK == 0
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Ahead {
     version: u32,
     body: JobBody,
+}
+
+/// A job of the client's own that it asked the pool to promise.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    pub version: u32,
+    pub body: JobBody,
+    pub prev_hash: [u8; 32],
+    pub nbits: u32,
+    pub min_ntime: u32,
 }
 
 /// One channel as the client knows it.
@@ -59,6 +78,8 @@ pub struct Device {
     heard: usize,
     /// A SetTarget came and no job behind it yet.
     wants_job: bool,
+    /// The targets of the client's own jobs under the present tip: one for each header space.
+    spaces: HashMap<(u32, JobBody), Target>,
 }
 
 #[derive(Debug)]
@@ -70,6 +91,8 @@ pub struct Client {
     group_ahead: HashSet<u32>,
     channel_ids_used: HashSet<u32>,
     pub devices: BTreeMap<u32, Device>,
+    /// By channel and request id.
+    asked: HashMap<(u32, u32), Asked>,
     sequence: u32,
     nonce: u32,
 }
@@ -82,6 +105,7 @@ impl Client {
             group_ahead: HashSet::new(),
             channel_ids_used: HashSet::new(),
             devices: BTreeMap::new(),
+            asked: HashMap::new(),
             sequence: 0,
             nonce: 0,
         }
@@ -107,13 +131,34 @@ impl Client {
         for one in said {
             self.hear(one);
         }
+        if self.selects_work() {
+            return;
+        }
         for (id, device) in &self.devices {
             assert!(!device.wants_job, "channel {id}: SetTarget without a fresh job behind it");
         }
     }
 
+    pub fn selects_work(&self) -> bool {
+        self.flags & setup_flags::REQUIRES_WORK_SELECTION != 0
+    }
+
+    /// The client asks for a job of its own.
+    pub fn ask(&mut self, channel: u32, request_id: u32, asked: Asked) {
+        self.asked.insert((channel, request_id), asked);
+    }
+
     fn hear(&mut self, said: &Said) {
+        let is_job = matches!(said, Said::Job { .. } | Said::PrevHash { .. });
+        assert!(!is_job || !self.selects_work(), "a job for who makes his own: {said:?}");
         match said {
+            Said::CustomSuccess { channel, request_id, job } => {
+                let asked = self.asked.remove(&(*channel, *request_id));
+                let asked = asked.expect("rule P62: a promise for a job that was asked for");
+                for id in self.members(*channel) {
+                    self.hear_promise(id, *job, &asked);
+                }
+            }
             Said::Opened { channel, .. } => self.hear_opened(*channel, said),
             Said::Job { channel, .. } => {
                 for id in self.members(*channel) {
@@ -188,8 +233,32 @@ impl Client {
                 contents: HashSet::new(),
                 heard: 0,
                 wants_job: false,
+                spaces: HashMap::new(),
             },
         );
+    }
+
+    fn hear_promise(&mut self, id: u32, job: u32, asked: &Asked) {
+        let device = self.devices.get_mut(&id).expect("members are open");
+        assert_eq!(device.kind, Kind::Extended, "rule P61");
+        assert!(device.ids_used.insert(job), "rule P23: job id {job} twice on channel {id}");
+        let tip = (asked.prev_hash, asked.nbits);
+        if device.works.last().is_some_and(|work| (work.prev_hash, work.nbits) != tip) {
+            device.works.clear();
+            device.spaces.clear();
+        }
+        // The target in force now, or the one that the same work has already.
+        let space = (asked.version & !VERSION_ROLLING_MASK, asked.body.clone());
+        let target = *device.spaces.entry(space).or_insert(device.target);
+        device.works.push(Work {
+            job,
+            version: asked.version,
+            body: asked.body.clone(),
+            prev_hash: asked.prev_hash,
+            nbits: asked.nbits,
+            min_ntime: asked.min_ntime,
+            target,
+        });
     }
 
     fn hear_job(&mut self, id: u32, said: &Said) {

@@ -11,6 +11,7 @@
 
 pub mod chain;
 pub mod client;
+pub mod custom;
 pub mod said;
 
 use std::collections::HashSet;
@@ -31,6 +32,7 @@ use proto::wire::{B032, Str0255};
 
 pub use chain::{Chain, HARD_NBITS, REGTEST_NBITS};
 pub use client::{Client, Share};
+pub use custom::{Custom, worth};
 pub use said::{JobBody, Said, decode};
 
 /// Unix seconds at which every link starts.

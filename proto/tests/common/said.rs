@@ -58,6 +58,11 @@ pub enum Said {
         sequence: u32,
         code: String,
     },
+    CustomSuccess {
+        channel: u32,
+        request_id: u32,
+        job: u32,
+    },
     CustomError {
         channel: u32,
         request_id: u32,
@@ -97,6 +102,7 @@ impl Said {
             | Self::Job { .. }
             | Self::PrevHash { .. }
             | Self::Target { .. }
+            | Self::CustomSuccess { .. }
             | Self::Accepted { .. } => None,
         }
     }
@@ -198,6 +204,9 @@ fn describe_answer(message: &Message<'_>) -> Said {
             sequence: m.sequence_number,
             code: text(m.error_code.as_slice()),
         },
+        Message::SetCustomMiningJobSuccess(m) => {
+            Said::CustomSuccess { channel: m.channel_id, request_id: m.request_id, job: m.job_id }
+        }
         Message::SetCustomMiningJobError(m) => Said::CustomError {
             channel: m.channel_id,
             request_id: m.request_id,

@@ -1,6 +1,6 @@
 //! Fuzz harness of the mining server as a state machine: bytes become operations (channels opened and
-//! closed, shares good, bad, replayed, stale and early, templates, tips that come back, commits in any
-//! order, time), and after each the invariants are asserted. Run by `tests/fuzz_mining_ops.rs` on fixed
+//! closed, shares good, bad, replayed, stale and early, templates, tips that come back, custom jobs asked
+//! for and judged in any order, commits in any order, time), and after each the invariants are asserted. Run by `tests/fuzz_mining_ops.rs` on fixed
 //! seeds and by the cargo-fuzz target of the same name; needs nothing but `proto`.
 //!
 //! `common::Client` checks what is said; here stands what is kept: every share is answered once, every
@@ -16,18 +16,18 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use common::client::Work;
-use common::{ANY_TARGET, Chain, HARD_NBITS, Ledger, Link, REGTEST_NBITS, Said, Share};
+use common::{ANY_TARGET, Chain, Custom, HARD_NBITS, Ledger, Link, REGTEST_NBITS, Said, Share};
 use proto::connection::Violation;
 use proto::job::{ActiveTemplate, HeaderFields};
 use proto::limits::{
     BLOCKS_SENT_MAX, CREDIT_BATCH_WAITING_MAX, DIFFICULTY_LOG2_MAX, EARLY_SHARE_WAIT_MS,
     VARDIFF_CHECK_MS,
 };
-use proto::message::{Message, Received, SetCustomMiningJob, Tlvs, setup_flags};
-use proto::mining::server::{Effect, Input, Policy};
-use proto::mining::{CreditBatch, Kind};
+use proto::message::{Message, Received, Tlvs, setup_flags};
+use proto::mining::server::{CustomAccepted, Effect, Input, Policy};
+use proto::mining::{CreditBatch, CustomJobRequest, CustomRefusal, Kind, Worth};
 use proto::target::{Difficulty, Target};
-use proto::wire::{B064K, B0255, Seq0255U256};
+use proto::template::Template;
 
 /// Operations of one run; more bytes are not looked at.
 const STEPS_MAX: usize = 400;
@@ -95,6 +95,13 @@ struct World {
     /// Work of tips that are no more.
     old: VecDeque<(u32, Work)>,
     blocks: VecDeque<[u8; 32]>,
+    /// What custom jobs were asked to be made of, by request.
+    templates: HashMap<u32, Arc<Template>>,
+    /// Requests that the pool has not judged.
+    requests: Vec<CustomJobRequest>,
+    /// Promised jobs by id; all others are the pool's own.
+    promised: HashMap<u32, Worth>,
+    next_request: u32,
 }
 
 impl World {
@@ -125,6 +132,10 @@ impl World {
             shown: Vec::new(),
             old: VecDeque::new(),
             blocks: VecDeque::new(),
+            templates: HashMap::new(),
+            requests: Vec::new(),
+            promised: HashMap::new(),
+            next_request: 0,
             chain,
         }
     }
@@ -144,7 +155,8 @@ impl World {
             16..=17 => self.replay(data),
             18..=19 => self.submit_old(data),
             20 => self.submit_early(data),
-            21 => self.custom_job(data),
+            21 if data.u8() & 1 == 0 => self.custom_job(data),
+            21 => self.judge_custom_job(data),
             22 => self.raw_message(data),
             23 => {
                 self.link.server.set_worker_hashrate(data.u8() & 1 == 1);
@@ -251,6 +263,10 @@ impl World {
     fn submit_on_newest(&mut self, data: &mut Bytes<'_>) -> Result<(), Violation> {
         let channel = self.channel(data);
         let Some(device) = self.link.client.devices.get(&channel) else { return Ok(()) };
+        if device.works.is_empty() {
+            // It makes its jobs itself and has made none.
+            return self.custom_job(data);
+        }
         let back = usize::from(data.u8() / 64) % device.works.len();
         let work = device.works[device.works.len() - 1 - back].clone();
         let share = self.good_share(channel, &work);
@@ -261,7 +277,7 @@ impl World {
     fn submit_spoiled(&mut self, data: &mut Bytes<'_>) -> Result<(), Violation> {
         let channel = self.channel(data);
         let Some(device) = self.link.client.devices.get(&channel) else { return Ok(()) };
-        let work = device.works.last().expect("an opened channel has work").clone();
+        let Some(work) = device.works.last().cloned() else { return self.judge_custom_job(data) };
         let mut share = self.good_share(channel, &work);
         match data.u8() % 8 {
             0 => share.version ^= 1 << (data.u8() % 32),
@@ -281,9 +297,9 @@ impl World {
             return Ok(());
         }
         let mut share = self.shown[data.u32() as usize % self.shown.len()].clone();
-        if let (Some(device), true) =
-            (self.link.client.devices.get(&share.channel), data.u8() & 1 == 1)
-        {
+        let device = self.link.client.devices.get(&share.channel);
+        let device = device.filter(|device| !device.works.is_empty());
+        if let (Some(device), true) = (device, data.u8() & 1 == 1) {
             // The same header by another job's name.
             share.job = device.works[usize::from(data.u8()) % device.works.len()].job;
         }
@@ -305,33 +321,84 @@ impl World {
     fn submit_early(&mut self, data: &mut Bytes<'_>) -> Result<(), Violation> {
         let channel = self.channel(data);
         let Some(device) = self.link.client.devices.get(&channel) else { return Ok(()) };
-        let work = device.works.last().expect("an opened channel has work").clone();
-        let Some(ahead) = self.link.client.ahead(channel) else { return Ok(()) };
+        let Some(ahead) = self.link.client.ahead(channel) else {
+            return self.judge_custom_job(data);
+        };
+        let work = device.works.last().expect("a job is sent ahead after one to work on").clone();
         let mut share = self.link.client.share_on(channel, &work);
         share.job = ahead;
         share.ntime = share.ntime.wrapping_add(u32::from(data.u8()));
         self.submit(share, &[])
     }
 
+    /// A job of the client's own: mostly one that the pool could promise, and often one that was asked for
+    /// before by another name.
     fn custom_job(&mut self, data: &mut Bytes<'_>) -> Result<(), Violation> {
-        let channel_id = self.channel(data);
-        let said = self.link.say(SetCustomMiningJob {
-            channel_id,
-            request_id: data.u32(),
-            mining_job_token: B0255::new(&[]).unwrap(),
-            version: 0,
-            prev_hash: [0; 32],
-            min_ntime: 0,
-            nbits: 0,
-            coinbase_tx_version: 0,
-            coinbase_prefix: B0255::new(&[]).unwrap(),
-            coinbase_tx_input_sequence: 0,
-            coinbase_tx_outputs: B064K::new(&[]).unwrap(),
-            coinbase_tx_locktime: 0,
-            merkle_path: Seq0255U256::new(&[]).unwrap(),
-        });
-        assert!(matches!(said[..], [Said::CustomError { .. }]), "{said:?}");
+        let channel = self.channel(data);
+        let back = usize::from(data.u8() % 3) / 2;
+        let active = &self.published[self.published.len() - 1 - back.min(self.published.len() - 1)];
+        let mut custom = Custom::of(active).numbered(u32::from(data.u8() % 3));
+        match data.u8() {
+            0 => custom.token = vec![1; usize::from(data.u8())],
+            1 => custom.script = vec![1; usize::from(data.u8())],
+            2 => custom.outputs = vec![1; usize::from(data.u8()) * 32],
+            3 => custom.path = vec![[1; 32]; usize::from(data.u8() % 30)],
+            4..=63 => custom.version ^= 1 << (data.u8() % 32),
+            64..=127 => custom.tip.min_ntime += u32::from(data.u8()),
+            _ => {}
+        }
+        self.next_request += 1;
+        self.templates.insert(self.next_request, Arc::clone(&custom.template));
+        let said = self.link.ask(channel, self.next_request, &custom);
+        match said[..] {
+            [] => assert!(self.link.client.selects_work(), "rule P60"),
+            [Said::CustomError { channel: to, request_id, .. }] => {
+                assert_eq!((to, request_id), (channel, self.next_request), "rule P62");
+            }
+            _ => panic!("{said:?}"),
+        }
         Ok(())
+    }
+
+    /// The pool's answer to one of the requests, good or not; now and then to none.
+    fn judge_custom_job(&mut self, data: &mut Bytes<'_>) -> Result<(), Violation> {
+        if self.requests.is_empty() {
+            return Ok(());
+        }
+        let request = self.requests.remove(usize::from(data.u8()) % self.requests.len());
+        let choice = data.u8();
+        let said = match choice {
+            0..=31 => {
+                let refusal = CustomRefusal::ALL[usize::from(choice) % CustomRefusal::ALL.len()];
+                self.link.verdict(&request, Err((refusal, "no".to_owned())))
+            }
+            _ => {
+                let template = &self.templates[&request.request_id];
+                let factor_ppm = 900_000 + 1_000 * u32::from(choice % 64);
+                self.link.promise(&request, template, common::worth(choice, factor_ppm))
+            }
+        };
+        assert!(said.len() <= 1, "{said:?}");
+        // A second answer is none.
+        assert!(
+            self.link.verdict(&request, Err((CustomRefusal::Internal, String::new()))).is_empty()
+        );
+        self.hear(&said);
+        Ok(())
+    }
+
+    /// A promise is worth what the verdict said, or what the same work under the same tip was worth first.
+    fn check_promise(&mut self, accepted: &CustomAccepted) {
+        let job = accepted.job_id.0;
+        for device in self.link.client.devices.values() {
+            let Some(new) = device.works.iter().find(|work| work.job == job) else { continue };
+            for old in device.works.iter().filter(|work| work.job != job && new.is_work_of(work)) {
+                let Some(known) = self.promised.get(&old.job) else { continue };
+                assert_eq!(known.factor_ppm, accepted.worth.factor_ppm);
+                assert_eq!(old.target, new.target);
+            }
+        }
+        assert!(self.promised.insert(job, accepted.worth).is_none(), "job {job} promised twice");
     }
 
     /// Any message that the bytes happen to spell, but for the three whose answers are counted above.
@@ -455,6 +522,7 @@ impl World {
                 | Said::PrevHash { .. }
                 | Said::Target { .. }
                 | Said::UpdateError { .. }
+                | Said::CustomSuccess { .. }
                 | Said::CustomError { .. } => {}
             }
         }
@@ -506,12 +574,12 @@ impl World {
                 Effect::Acknowledged { shares, oldest_ms, .. } => {
                     assert!(shares > 0 && oldest_ms <= self.link.now.mono_ms);
                 }
+                Effect::CustomJob(request) => self.requests.push(*request),
+                Effect::CustomAccepted(accepted) => self.check_promise(&accepted),
+                Effect::CustomRefused(refused) => assert!(!refused.refusal.code().is_empty()),
                 Effect::Refused { .. }
                 | Effect::Opened(_)
                 | Effect::OpenRefused(_)
-                | Effect::CustomJob(_)
-                | Effect::CustomAccepted(_)
-                | Effect::CustomRefused(_)
                 | Effect::Closed(..) => {}
             }
         }
@@ -537,8 +605,16 @@ impl World {
                     };
                     header.hash() == proof.hash
                 };
-                let shown = self.given[&group.channel.0].iter().filter(shows).count();
-                assert_eq!(shown, 1, "jobs that this proof belongs to: {proof:?}");
+                let shown: Vec<&Work> = self.given[&group.channel.0].iter().filter(shows).collect();
+                assert!(!shown.is_empty(), "a proof of no job: {proof:?}");
+                // Our own jobs share no header; a client's own may have several names.
+                assert!(shown.len() == 1 || self.link.client.selects_work());
+                let is_worth = |work: &&Work| {
+                    self.promised.get(&work.job).unwrap_or(&Worth::POOL_JOB) == &group.worth
+                };
+                let paid_for = |work: &&Work| work.target == proof.difficulty.target();
+                assert!(shown.iter().any(|work| is_worth(&work)), "{:?}", group.worth);
+                assert!(proof.is_block || shown.iter().any(|work| paid_for(&work)));
                 let network = Target::from_compact(self.chain.nbits);
                 assert_eq!(proof.is_block, network.is_met_by(&proof.hash));
                 let paid = proof.difficulty;

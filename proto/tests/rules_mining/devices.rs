@@ -158,6 +158,7 @@ impl Proxy {
                 | Said::UpdateError { .. }
                 | Said::Accepted { .. }
                 | Said::Refused { .. }
+                | Said::CustomSuccess { .. }
                 | Said::CustomError { .. } => panic!("{one:?}"),
             }
         }

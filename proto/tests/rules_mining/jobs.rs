@@ -1,15 +1,14 @@
-//! Jobs and tips: rules P20 to P32, and custom jobs (P60 to P62) as long as there are none.
+//! Jobs and tips: rules P20 to P32.
 
 use bitcoin::consensus::deserialize;
 use bitcoin::hashes::Hash;
 
 use proto::job::JobId;
 use proto::limits::{JOB_REFRESH_MS, NTIME_AHEAD_MAX_S};
-use proto::message::{SetCustomMiningJob, setup_flags};
+use proto::message::setup_flags;
 use proto::mining::Kind;
 use proto::mining::server::{Input, Outbox, Policy};
 use proto::template::sha256d;
-use proto::wire::{B064K, B0255, Seq0255U256};
 
 use crate::common::{
     Chain, HARD_NBITS, JobBody, Link, REGTEST_NBITS, START_S, Said, decode, easy_policy,
@@ -357,48 +356,4 @@ fn without_group_addressing_each_channel_hears_everything_by_its_own_id_p32() {
         other => panic!("{other:?}"),
     };
     assert!(said.iter().all(by_own_id));
-}
-
-fn custom_job(channel_id: u32) -> SetCustomMiningJob<'static> {
-    SetCustomMiningJob {
-        channel_id,
-        request_id: 4_242,
-        mining_job_token: B0255::new(b"token").unwrap(),
-        version: 0x2000_0000,
-        prev_hash: [1; 32],
-        min_ntime: START_S,
-        nbits: HARD_NBITS,
-        coinbase_tx_version: 2,
-        coinbase_prefix: B0255::new(&[3, 1, 2, 3]).unwrap(),
-        coinbase_tx_input_sequence: 0,
-        coinbase_tx_outputs: B064K::new(&[0]).unwrap(),
-        coinbase_tx_locktime: 0,
-        merkle_path: Seq0255U256::new(&[]).unwrap(),
-    }
-}
-
-#[test]
-fn a_custom_job_is_refused_by_request_and_channel_p60_p62() {
-    let chain = Chain::new(HARD_NBITS);
-    for (flags, unknown) in
-        [(0, "jd-not-supported"), (setup_flags::REQUIRES_WORK_SELECTION, "invalid-channel-id")]
-    {
-        let mut link = Link::with(easy_policy(), flags, chain.active());
-        let open = link.open_at_floor(Kind::Extended);
-        for (channel, code) in [(open, "jd-not-supported"), (open + 1, unknown)] {
-            let said = link.say(custom_job(channel));
-            let refusal = Said::CustomError { channel, request_id: 4_242, code: code.to_string() };
-            assert_eq!(said, [refusal]);
-        }
-    }
-}
-
-#[test]
-fn a_custom_job_for_the_group_says_nothing_to_its_members_p61() {
-    let chain = Chain::new(HARD_NBITS);
-    let flags = setup_flags::REQUIRES_WORK_SELECTION;
-    let mut link = Link::with(easy_policy(), flags, chain.active());
-    link.open_at_floor(Kind::Extended);
-    let said = link.say(custom_job(1));
-    assert!(matches!(said[..], [Said::CustomError { channel: 1, .. }]), "{said:?}");
 }

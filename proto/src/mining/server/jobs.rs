@@ -29,7 +29,7 @@ pub(super) struct Ahead {
 }
 
 impl Server {
-    fn new_job_id(&mut self) -> JobId {
+    pub(super) fn new_job_id(&mut self) -> JobId {
         let id = JobId(self.next_job);
         // One counter for the whole connection, group jobs included (rule P23). It wraps after 2^32
         // jobs, when every job of that time is long forgotten.
@@ -48,6 +48,9 @@ impl Server {
     /// A channel's first words after its Success (rules P20, P21): the running template as a future
     /// job, the tip that starts it, and the job that waits for the next tip.
     pub(super) fn introduce(&mut self, now: Now, id: ChannelId, out: &mut Outbox) {
+        if self.selects_work() {
+            return;
+        }
         let active = Arc::clone(&self.active);
         let job_id = self.new_job_id();
         if self.future.is_none() {
@@ -57,7 +60,7 @@ impl Server {
         self.say_job(id, job_id, &job, None, out);
         out.say(set_new_prev_hash(id, job_id, &active.tip));
         if let Some(channel) = self.channels.get_mut(&id) {
-            channel.give(given(job_id, job, active.tip.min_ntime, now), &self.given);
+            channel.give_own(given(job_id, job, active.tip.min_ntime, now), &self.given);
         }
         if let Some(Ahead { id: ahead, job, .. }) = self.future.clone() {
             self.say_job(id, ahead, &job, None, out);
@@ -66,6 +69,10 @@ impl Server {
 
     pub(super) fn on_template(&mut self, now: Now, new: Arc<ActiveTemplate>, out: &mut Outbox) {
         let old = std::mem::replace(&mut self.active, Arc::clone(&new));
+        if self.selects_work() {
+            self.on_template_unsaid(old.tip);
+            return;
+        }
         let new_tip = !old.tip.is_same_tip(&new.tip);
         if new_tip {
             self.given.move_to(new.tip);
@@ -155,7 +162,7 @@ impl Server {
 
     /// The same template with fresh search space.
     pub(super) fn refresh_jobs(&mut self, now: Now, out: &mut Outbox) {
-        if !self.channels.is_empty() {
+        if !self.channels.is_empty() && !self.selects_work() {
             let active = Arc::clone(&self.active);
             self.give_running_job(now, &active, out);
         }
@@ -178,21 +185,24 @@ impl Server {
         }
     }
 
-    /// SetTarget and, because it binds only jobs to come (rule P41), a fresh job right behind it.
+    /// SetTarget and, because it binds only jobs to come (rule P41), a fresh job right behind it. A client
+    /// that selects its own work makes that job itself.
     pub(super) fn announce_target(&mut self, now: Now, id: ChannelId, out: &mut Outbox) {
-        let tip = self.active.tip;
-        let job_id = self.new_job_id();
-        let job = self.active.job.numbered(job_id);
         let Some(channel) = self.channels.get_mut(&id) else { return };
         out.say(SetTarget {
             channel_id: id.0,
             maximum_target: channel.vardiff.difficulty().target().to_le_bytes(),
         });
         channel.step(&self.given);
-        let min_ntime = now.unix_s.max(tip.min_ntime);
+        if self.selects_work() {
+            return;
+        }
+        let job_id = self.new_job_id();
+        let job = self.active.job.numbered(job_id);
+        let min_ntime = now.unix_s.max(self.active.tip.min_ntime);
         self.say_job(id, job_id, &job, Some(min_ntime), out);
         if let Some(channel) = self.channels.get_mut(&id) {
-            channel.give(given(job_id, job, min_ntime, now), &self.given);
+            channel.give_own(given(job_id, job, min_ntime, now), &self.given);
         }
     }
 

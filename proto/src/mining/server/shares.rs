@@ -66,6 +66,7 @@ struct Judged {
     coinbase_sequence: u32,
     prev_hash: [u8; 32],
     prefix: ExtranoncePrefix,
+    worth: Worth,
     outcome: Result<Proof, Refusal>,
     block: Option<Box<FoundBlock>>,
 }
@@ -186,15 +187,15 @@ impl Server {
         let Some(channel) = self.channels.get(id).filter(|channel| channel.kind == *kind) else {
             return Err(Lost::Refused(Refusal::InvalidChannelId));
         };
-        let (job, is_live) = match channel.find(claim.job, &self.given) {
-            Found::Live(job) => (job, true),
-            Found::Stale(job) => (job, false),
+        let (job, worth, is_live) = match channel.find(claim.job, &self.given) {
+            Found::Live(job, worth) => (job, worth, true),
+            Found::Stale(job, worth) => (job, worth, false),
             Found::Nothing if self.is_future(claim.job) => return Err(Lost::Early),
             Found::Nothing => return Err(Lost::Refused(Refusal::InvalidJobId)),
         };
         let refused = |refusal| Lost::Refused(if is_live { refusal } else { Refusal::StaleShare });
         let share = share::Submitted::new(job, claim).map_err(refused)?;
-        Ok(Headed { share, channel, is_live })
+        Ok(Headed { share, channel, worth, is_live })
     }
 
     fn is_future(&self, job: JobId) -> bool {
@@ -214,7 +215,8 @@ impl Server {
 
     /// Acts on a verdict: the block first, then the credit or the refusal.
     fn settle(&mut self, now: Now, submitted: &Submitted, judged: Judged, out: &mut Outbox) {
-        let Judged { template, coinbase_sequence, prev_hash, prefix, outcome, block } = judged;
+        let Judged { template, coinbase_sequence, prev_hash, prefix, worth, outcome, block } =
+            judged;
         let Submitted { channel: id, sequence_number, ref worker, .. } = *submitted;
         let Some(channel) = self.channels.get_mut(&id) else { return };
         let outcome = match outcome {
@@ -251,7 +253,7 @@ impl Server {
                 template,
                 coinbase_sequence,
                 prev_hash,
-                worth: Worth::POOL_JOB,
+                worth,
                 proofs: Vec::new(),
             },
             |open| {
@@ -259,6 +261,7 @@ impl Server {
                     && open.template == template
                     && open.coinbase_sequence == coinbase_sequence
                     && open.prev_hash == prev_hash
+                    && open.worth == worth
                     && open.owner.worker == *worker
             },
             proof,
@@ -412,6 +415,7 @@ impl Credited {
 struct Headed<'a> {
     share: share::Submitted<'a>,
     channel: &'a Channel,
+    worth: Worth,
     /// Its tip is still the tip.
     is_live: bool,
 }
@@ -421,7 +425,8 @@ impl Headed<'_> {
     fn fate(self, submitted: &Submitted, now: Now) -> Fate {
         let verdict = self.share.verdict(now.unix_s);
         let job = self.share.job();
-        let block = found_block(job, &self.channel.owner, submitted, &verdict);
+        let worth = self.worth;
+        let block = found_block(job, worth, &self.channel.owner, submitted, &verdict);
         if !self.is_live {
             return Fate::Stale(block);
         }
@@ -430,6 +435,7 @@ impl Headed<'_> {
             coinbase_sequence: job.job.coinbase_sequence(),
             prev_hash: job.tip.hash,
             prefix: job.prefix,
+            worth,
             outcome: match submitted.name_is_bad {
                 true => Err(Refusal::InvalidUserIdentity),
                 false => verdict.outcome,
@@ -441,6 +447,7 @@ impl Headed<'_> {
 
 fn found_block(
     job: &FrozenJob<'_>,
+    worth: Worth,
     owner: &Owner,
     submitted: &Submitted,
     verdict: &Verdict,
@@ -458,7 +465,7 @@ fn found_block(
         header: verdict.header,
         extranonce,
         job: Job::clone(job.job),
-        worth: Worth::POOL_JOB,
+        worth,
         owner: Owner { account: Arc::clone(&owner.account), worker: Arc::clone(worker) },
     }))
 }
