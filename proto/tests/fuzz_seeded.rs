@@ -38,6 +38,11 @@ fn coinbases_are_what_was_put_into_them() {
 }
 
 #[test]
+fn declarations_are_answered_once_whatever_is_done() {
+    run_seeds(2_000, 2_000, harness::declare_ops::run);
+}
+
+#[test]
 fn every_kernel_hashes_as_sha2_does() {
     run_seeds(1_000, 5_000, harness::sha256::run);
 }

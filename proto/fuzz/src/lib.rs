@@ -9,5 +9,5 @@ mod harness;
 #[path = "../../tests/harness/mining_ops.rs"]
 mod mining_ops;
 
-pub use harness::{coinbase, frame, message, noise, sha256};
+pub use harness::{coinbase, declare_ops, frame, message, noise, sha256};
 pub use mining_ops::mining_ops;

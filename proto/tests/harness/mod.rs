@@ -6,11 +6,14 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a broken promise is a panic here")]
 
 pub mod coinbase;
+pub mod declare_ops;
 pub mod frame;
 pub mod message;
 pub mod noise;
 pub mod sha256;
 
+#[path = "../declarer/mod.rs"]
+mod declarer;
 #[path = "../link/mod.rs"]
 mod link;
 
