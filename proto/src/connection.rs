@@ -290,6 +290,8 @@ pub mod setup_error {
     pub const UNSUPPORTED_FEATURE_FLAGS: &str = "unsupported-feature-flags";
     /// Not the subprotocol of this port, or none at all.
     pub const UNSUPPORTED_PROTOCOL: &str = "unsupported-protocol";
+    /// Coinbase-only jobs are not taken here.
+    pub const MISSING_DECLARE_TX_DATA: &str = "missing-declare-tx-data-flag";
     /// The range given does not hold 2.
     pub const PROTOCOL_VERSION_MISMATCH: &str = "protocol-version-mismatch";
 }
@@ -303,6 +305,8 @@ pub struct SetupPolicy {
     pub supported_flags: u32,
     /// Overlook bits that are not served, as SRI does. Off by default: #225 makes refusal a MUST.
     pub accept_unknown_flags: bool,
+    /// A declarator must show its transactions (DECLARE_TX_DATA).
+    pub requires_tx_data: bool,
     /// Extensions that a client may negotiate.
     pub supported_extensions: &'static [u16],
     /// Extensions that a client must negotiate; a subset of the supported ones.
@@ -317,6 +321,7 @@ impl SetupPolicy {
             | setup_flags::REQUIRES_WORK_SELECTION
             | setup_flags::REQUIRES_VERSION_ROLLING,
         accept_unknown_flags: false,
+        requires_tx_data: false,
         supported_extensions: &[],
         required_extensions: &[],
     };
@@ -371,6 +376,9 @@ pub fn answer_setup(
     let unsupported = setup.flags & !policy.supported_flags;
     if unsupported != 0 && !policy.accept_unknown_flags {
         return refuse(unsupported, setup_error::UNSUPPORTED_FEATURE_FLAGS);
+    }
+    if policy.requires_tx_data && setup.flags & setup_flags::DECLARE_TX_DATA == 0 {
+        return refuse(0, setup_error::MISSING_DECLARE_TX_DATA);
     }
     Ok(Setup {
         protocol: policy.protocol,

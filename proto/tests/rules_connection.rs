@@ -311,6 +311,18 @@ fn supported_flags_are_granted_and_custom_work_wants_extended_channels() {
 }
 
 #[test]
+fn a_declarator_that_keeps_its_transactions_is_told_so_where_they_are_required() {
+    let protocol = Protocol::JobDeclaration as u8;
+    let keeps = SetupConnection { protocol, flags: 0, ..setup() };
+    let shows = SetupConnection { flags: setup_flags::DECLARE_TX_DATA, ..keeps };
+    let policy = SetupPolicy { requires_tx_data: true, ..SetupPolicy::JOB_DECLARATION };
+    let code = Str0255::text("missing-declare-tx-data-flag");
+    assert_eq!(refused(&policy, keeps), SetupConnectionError { flags: 0, error_code: code });
+    assert_eq!(answer_setup(&policy, &shows).unwrap().flags, setup_flags::DECLARE_TX_DATA);
+    assert_eq!(answer_setup(&SetupPolicy::JOB_DECLARATION, &keeps).unwrap().flags, 0);
+}
+
+#[test]
 fn a_refusal_is_said_before_the_close_s8() {
     let mut machine = SetupMachine::new(SetupPolicy::MINING);
     let mut out = Vec::new();
