@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use binary_sv2::{Sv2OptionOwned, U256Owned};
 use bitcoin::hashes::Hash;
+use channels_sv2::chain_tip::ChainTip;
 use channels_sv2::extranonce_manager::ExtranonceAllocator;
 use channels_sv2::server::extended::ExtendedChannel;
 use channels_sv2::server::jobs::extended::ExtendedJob;
@@ -26,6 +27,8 @@ use template_distribution_sv2::{NewTemplateOwned, SetNewPrevHashOwned};
 use common::{Chain, HARD_NBITS, JobBody, Link, REGTEST_NBITS, START_S, Said, Share, easy_policy};
 use proto::job::{Job, JobId};
 use proto::limits::{EXTRANONCE_LEN, EXTRANONCE_ROLLABLE_LEN};
+use proto::message::setup_flags::REQUIRES_WORK_SELECTION;
+use proto::message::{Message, Received, Tlvs};
 use proto::mining::Kind;
 use proto::mining::server::Policy;
 use proto::target::{Difficulty, Target};
@@ -539,4 +542,53 @@ fn our_coinbase_is_the_one_that_sri_makes_of_the_same_template() {
     let txid = transaction.compute_txid().to_byte_array();
     let root = proto::template::merkle_root(txid, job.merkle_path());
     assert_eq!(job.merkle_root(&extranonce), root);
+}
+
+#[test]
+fn the_custom_job_that_sris_declarator_asks_for_is_the_one_that_sris_pool_would_give() {
+    let chain = Chain::new(HARD_NBITS);
+    let active = chain.active();
+    let template = active.job.template();
+    let reward = bitcoin::TxOut {
+        value: bitcoin::Amount::from_sat(template.coinbase_value_sats),
+        script_pubkey: [&[0, 20][..], &[7; 20]].concat().into(),
+    };
+    let mut link = Link::with(easy_policy(), REQUIRES_WORK_SELECTION, chain.active());
+    let channel = link.open_at_floor(Kind::Extended);
+    let mut factory =
+        JobFactory::new(true, Some("pool".to_string()), Some("a miner at home".to_string()));
+    let tip = active.tip;
+    let asked = factory
+        .new_custom_job(
+            channel,
+            1,
+            vec![7; 16].try_into().unwrap(),
+            ChainTip::new(tip.hash.into(), tip.nbits, tip.min_ntime),
+            sri_template(1, false, template),
+            vec![reward],
+            EXTRANONCE_LEN,
+        )
+        .unwrap();
+    // Far more than the eight bytes that the text allows.
+    assert!(asked.coinbase_prefix.as_bytes().len() > 24);
+
+    let payload = binary_sv2::to_bytes(asked.clone()).unwrap();
+    let message = Message::decode(0, 0x22, &payload).unwrap();
+    let Received::Known(message, Tlvs::NONE) = message else { panic!("{message:?}") };
+    assert!(link.say(message).is_empty());
+    let request = link.requests().pop().expect("it is the pool's to judge");
+    let ours = request.coinbase();
+
+    let prefix = link.client.device(channel).prefix.clone();
+    let theirs = factory.new_extended_job_from_custom_job(asked, prefix, EXTRANONCE_LEN).unwrap();
+    assert_eq!(ours.prefix, theirs.get_coinbase_tx_prefix_without_bip141());
+    assert_eq!(ours.suffix, theirs.get_coinbase_tx_suffix_without_bip141());
+    let extranonce = [9; EXTRANONCE_LEN];
+    let in_block = [
+        theirs.get_coinbase_tx_prefix_with_bip141(),
+        extranonce.to_vec(),
+        theirs.get_coinbase_tx_suffix_with_bip141(),
+    ]
+    .concat();
+    assert_eq!(ours.with_witness(&extranonce, true), in_block);
 }
