@@ -662,7 +662,7 @@ mod tests {
         }
         assert!(book.tokens.approved_bytes <= APPROVED_BYTES_MAX);
         assert_eq!(book.promised(&honest, "alice"), Ok(Promise::Declared(0)));
-        let gone = greedy.iter().filter(|token| book.tokens.tokens.get(token).is_none()).count();
+        let gone = greedy.iter().filter(|token| !book.tokens.tokens.contains_key(token)).count();
         assert!((1..=4).contains(&gone), "{gone}");
         book.check();
     }

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses some of these")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_enum_match_arm)]
+#![allow(clippy::vec_box, reason = "declarations are kept as the server hands them out")]
 
 use std::sync::Arc;
 

@@ -4,6 +4,8 @@
 //! declaration, no more under way than the bounds say, nothing asked for twice, nothing changed on its way
 //! to the check.
 
+#![allow(clippy::vec_box, reason = "declarations are kept as the server hands them out")]
+
 use std::collections::BTreeMap;
 
 use proto::connection::Violation;

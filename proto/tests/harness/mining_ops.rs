@@ -613,8 +613,8 @@ impl World {
                     self.promised.get(&work.job).unwrap_or(&Worth::POOL_JOB) == &group.worth
                 };
                 let paid_for = |work: &&Work| work.target == proof.difficulty.target();
-                assert!(shown.iter().any(|work| is_worth(&work)), "{:?}", group.worth);
-                assert!(proof.is_block || shown.iter().any(|work| paid_for(&work)));
+                assert!(shown.iter().any(is_worth), "{:?}", group.worth);
+                assert!(proof.is_block || shown.iter().any(paid_for));
                 let network = Target::from_compact(self.chain.nbits);
                 assert_eq!(proof.is_block, network.is_met_by(&proof.hash));
                 let paid = proof.difficulty;
