@@ -16,6 +16,8 @@ const RATIO: f64 = 1.6;
 /// How sure we want to be, as a standard normal quantile: P > 0.98. With a look at every share and every five
 /// seconds in three windows this is less than one change an hour in the steady state (simulated below).
 const SURE: f64 = 2.053_75;
+/// The quantile of "as likely above as below".
+const MEDIAN: f64 = 0.0;
 /// Raising on fewer shares than this would follow luck.
 const RAISE_SHARES_MIN: f64 = 3.0;
 /// At most times 64 in one step ...
@@ -115,12 +117,12 @@ impl Vardiff {
         let wanted = self.policy_rate() * as_number(self.current);
         for window in self.windows {
             let window = window.exposed_for(GRAIN_S / as_number(self.current));
-            let raise = window.shares >= RAISE_SHARES_MIN && window.z(wanted * RATIO) < -SURE;
-            let lower = window.z(wanted / RATIO) > SURE;
+            let raise = window.shares >= RAISE_SHARES_MIN && wanted * RATIO < window.rate_at(-SURE);
+            let lower = wanted / RATIO > window.rate_at(SURE);
             if !raise && !lower {
                 continue;
             }
-            let ideal = self.ideal_for(window.median() * HASHES_AT_ONE);
+            let ideal = self.ideal_for(window.rate_at(MEDIAN) * HASHES_AT_ONE);
             let log2 = self.current.log2();
             let step = (ideal.log2() - log2).clamp(-STEP_DOWN_LOG2, STEP_UP_LOG2);
             let next = self.bounded(Difficulty::from_log2(log2 + step));
@@ -223,18 +225,14 @@ impl Evidence {
         self.shares + 0.5
     }
 
-    /// P(h < `rate`) as a standard normal quantile, by Wilson and Hilferty: the cube root of a Gamma
-    /// variable is very nearly normal. Within 0.003 of the true probability at 0.02 and 0.98 for every
-    /// shape from 1/2 up, at the cost of a cube root, and without overflow at any size.
-    fn z(self, rate: f64) -> f64 {
+    /// The rate, in 2^32 hashes per second, that the posterior puts `z` standard deviations from its
+    /// middle, by Wilson and Hilferty: the cube root of a Gamma variable is very nearly normal. Within
+    /// 0.003 of the true probability at 0.02 and 0.98 for every shape from 1/2 up, at the cost of a square
+    /// root (this is asked of every share), and without overflow at any size.
+    fn rate_at(self, z: f64) -> f64 {
         let shape = self.shape();
-        3.0 * shape.sqrt() * ((self.exposure * rate / shape).cbrt() - 1.0 + (9.0 * shape).recip())
-    }
-
-    /// The rate of which the posterior says "as likely above as below", in 2^32 hashes per second.
-    fn median(self) -> f64 {
-        let shape = self.shape();
-        shape * (1.0 - (9.0 * shape).recip()).powi(3) / self.exposure
+        let root = 1.0 - (9.0 * shape).recip() + z / (3.0 * shape.sqrt());
+        shape * (root * root * root) / self.exposure
     }
 
     /// The same shares over a little more time.
