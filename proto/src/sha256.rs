@@ -26,16 +26,17 @@ pub struct CoinbaseFields {
 const SEQUENCE_LEN: usize = 4;
 /// Bytes that one compression takes.
 const BLOCK_LEN: usize = 64;
-/// Shares between whose two parts (root, header) the roots lie on the stack.
-const GROUP_MAX: usize = 16;
 
 /// A way to compute SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernel {
-    /// The `sha2` crate, one input after the other; it uses SHA-NI itself where there is any.
+    /// The `sha2` crate, one input after the other.
     Portable,
-    /// Two inputs side by side on the CPU's SHA instructions, whose latency one input cannot fill.
+    /// One input after the other on the CPU's SHA instructions. `sha2` uses them, too, but for one block
+    /// at a time: what is the same for every share it works out again.
     ShaNi,
+    /// Two inputs side by side on the CPU's SHA instructions, whose latency one input cannot fill.
+    ShaNiPair,
     /// Eight inputs, one in each lane of a 256-bit vector.
     Avx2,
     /// Sixteen inputs, one in each lane of a 512-bit vector.
@@ -44,14 +45,15 @@ pub enum Kernel {
 
 impl Kernel {
     /// Every kernel, of this CPU or not.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::ShaNi, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 5] =
+        [Self::Portable, Self::ShaNi, Self::ShaNiPair, Self::Avx2, Self::Avx512];
 
     /// Inputs that it hashes in the time of one.
     #[must_use]
     pub const fn lanes(self) -> usize {
         match self {
-            Self::Portable => 1,
-            Self::ShaNi => 2,
+            Self::Portable | Self::ShaNi => 1,
+            Self::ShaNiPair => 2,
             Self::Avx2 => 8,
             Self::Avx512 => 16,
         }
@@ -63,7 +65,8 @@ impl Kernel {
         #[cfg(target_arch = "x86_64")]
         match self {
             Self::Portable => true,
-            Self::ShaNi => x86::ShaNi::detect().is_some(),
+            Self::ShaNi => x86::ShaNi::<1>::detect().is_some(),
+            Self::ShaNiPair => x86::ShaNi::<2>::detect().is_some(),
             Self::Avx2 => x86::Avx2::detect().is_some(),
             Self::Avx512 => x86::Avx512::detect().is_some(),
         }
@@ -82,8 +85,10 @@ impl Kernel {
             (Self::Avx512, count.min(Self::Avx512.lanes()))
         } else if count >= avx2_from && Self::Avx2.is_available() {
             (Self::Avx2, count.min(Self::Avx2.lanes()))
-        } else if count >= Self::ShaNi.lanes() && has_sha {
-            (Self::ShaNi, count & !1)
+        } else if has_sha && count > 1 {
+            (Self::ShaNiPair, count & !1)
+        } else if has_sha {
+            (Self::ShaNi, count)
         } else {
             (Self::Portable, count)
         }
@@ -104,7 +109,12 @@ macro_rules! return_with_lanes {
         match $kernel {
             Kernel::Portable => {}
             Kernel::ShaNi => {
-                if let Some($lanes) = x86::ShaNi::detect() {
+                if let Some($lanes) = x86::ShaNi::<1>::detect() {
+                    return $run;
+                }
+            }
+            Kernel::ShaNiPair => {
+                if let Some($lanes) = x86::ShaNi::<2>::detect() {
                     return $run;
                 }
             }
@@ -245,7 +255,7 @@ impl CoinbaseHasher {
         headers: &mut [[u8; 80]],
         hashes: &mut [[u8; 32]],
     ) {
-        self.each_group(coinbases, headers, hashes, |left| (kernel, left.min(GROUP_MAX)));
+        self.each_group(coinbases, headers, hashes, |left| (kernel, left));
     }
 
     fn each_group(
@@ -257,18 +267,17 @@ impl CoinbaseHasher {
     ) {
         assert_eq!(coinbases.len(), headers.len(), "a header for each coinbase");
         assert_eq!(coinbases.len(), hashes.len(), "a hash for each coinbase");
-        let mut roots = [[0; 32]; GROUP_MAX];
         let mut done = 0;
         while done < coinbases.len() {
             let (kernel, count) = next(coinbases.len() - done);
-            let count = count.min(GROUP_MAX);
             let now = done..done + count;
-            let roots = &mut roots[..count];
-            self.roots_with(kernel, &coinbases[now.clone()], roots);
-            for (header, root) in headers[now.clone()].iter_mut().zip(roots) {
+            let (headers, hashes) = (&mut headers[now.clone()], &mut hashes[now.clone()]);
+            // The roots lie where the hashes come.
+            self.roots_with(kernel, &coinbases[now], hashes);
+            for (header, root) in headers.iter_mut().zip(&*hashes) {
                 header[36..68].copy_from_slice(root);
             }
-            header_hashes_with(kernel, &headers[now.clone()], &mut hashes[now]);
+            header_hashes_with(kernel, headers, hashes);
             done += count;
         }
     }

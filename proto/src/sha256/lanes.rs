@@ -43,6 +43,34 @@ pub(super) trait Lanes<const N: usize>: Copy {
 
     /// `compress` with the same block in every lane.
     fn compress_fixed(self, from: &Self::Words, block: &Schedule, into: &mut Self::Words);
+
+    /// One step up the merkle tree: SHA256d of each lane's `node` before a sibling. Uses up `node`.
+    fn parent(
+        self,
+        initial: &Self::Words,
+        node: &mut Self::Words,
+        sibling: &RightHalf,
+        into: &mut Self::Words,
+    ) {
+        self.compress_half(initial, node, sibling, into);
+        self.compress_fixed(into, &AFTER_NODE, node);
+        self.compress_half(initial, node, &AFTER_DIGEST, into);
+    }
+
+    /// SHA256d of each lane's header: its first 64 bytes, then the end as a left half.
+    fn header_hash(
+        self,
+        initial: &Self::Words,
+        left: &Self::Words,
+        right: &Self::Words,
+        end: &Self::Words,
+        into: &mut Self::Words,
+    ) {
+        let mut inner = *initial;
+        self.compress(initial, left, right, into);
+        self.compress_half(into, end, &AFTER_HEADER, &mut inner);
+        self.compress_half(initial, &inner, &AFTER_DIGEST, into);
+    }
 }
 
 pub(super) fn roots<const N: usize, L: Lanes<N>>(
@@ -83,9 +111,7 @@ fn roots_of<const N: usize, L: Lanes<N>>(
     lanes.compress_half(&initial, node, &AFTER_DIGEST, next);
     (node, next) = (next, node);
     for sibling in &hasher.path {
-        lanes.compress_half(&initial, node, &sibling.right, next);
-        lanes.compress_fixed(next, &AFTER_NODE, node);
-        lanes.compress_half(&initial, node, &AFTER_DIGEST, next);
+        lanes.parent(&initial, node, &sibling.right, next);
         (node, next) = (next, node);
     }
     lanes.scatter(node)
@@ -97,7 +123,7 @@ pub(super) fn header_hashes<const N: usize, L: Lanes<N>>(
     hashes: &mut [[u8; 32]],
 ) {
     let initial = lanes.splat(&INITIAL);
-    let (mut inner, mut hash) = (initial, initial);
+    let mut hash = initial;
     // What a header's last 16 bytes are followed by: the end bit and zeros.
     let mut ends = [[0; 32]; N];
     ends.iter_mut().for_each(|end| end[16] = 0x80);
@@ -108,10 +134,8 @@ pub(super) fn header_hashes<const N: usize, L: Lanes<N>>(
         }
         let left = lanes.gather::<80, 0>(&rows);
         let right = lanes.gather::<80, 32>(&rows);
-        lanes.compress(&initial, &left, &right, &mut hash);
-        let left = lanes.gather::<32, 0>(&ends.each_ref());
-        lanes.compress_half(&hash, &left, &AFTER_HEADER, &mut inner);
-        lanes.compress_half(&initial, &inner, &AFTER_DIGEST, &mut hash);
+        let end = lanes.gather::<32, 0>(&ends.each_ref());
+        lanes.header_hash(&initial, &left, &right, &end, &mut hash);
         for (hash, lane) in hashes.iter_mut().zip(lanes.scatter(&hash)) {
             *hash = lane;
         }
@@ -174,7 +198,10 @@ mod tests {
             blocks(message).iter().for_each(|block| portable::compress(&mut state, block));
             assert_eq!(hex(&portable::to_bytes(&state)), expected);
         }
-        if let Some(lanes) = x86::ShaNi::detect() {
+        if let Some(lanes) = x86::ShaNi::<1>::detect() {
+            check(lanes);
+        }
+        if let Some(lanes) = x86::ShaNi::<2>::detect() {
             check(lanes);
         }
         if let Some(lanes) = x86::Avx2::detect() {

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "vector loads and stores, and calls that need a CPU feature")]
 
 use super::lanes::Lanes;
-use super::{K, RightHalf, Schedule};
+use super::{AFTER_DIGEST, AFTER_HEADER, AFTER_NODE, K, RightHalf, Schedule};
 
 pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
@@ -22,21 +22,23 @@ fn piece<const LEN: usize>(row: &[u8; LEN], at: usize) -> &[u8; 16] {
     row[at..].first_chunk().expect("only pieces that every row has are asked for, in `lanes`")
 }
 
-/// A token, the way to get it, and the functions behind `Lanes`, which its module has in full.
+/// A token, the way to get it, and the functions behind `Lanes`, which its module has in full. What a
+/// module has of its own beside them stands behind the features.
 macro_rules! token {
-    ($(#[$doc:meta])* $token:ident, $lanes:literal, $words:ty, [$($feature:tt),+]) => {
+    ($(#[$doc:meta])* $token:ident $([$n:ident])?, $lanes:tt, $words:ty, [$($feature:tt),+]
+        $(, $own:item)*) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
-        pub(in super::super) struct $token(());
+        pub(in super::super) struct $token $(<const $n: usize>)?(());
 
-        impl $token {
+        impl $(<const $n: usize>)? $token $(<$n>)? {
             /// The proof that this CPU has the features.
             pub(in super::super) fn detect() -> Option<Self> {
                 ($(is_x86_feature_detected!($feature))&&+).then_some(Self(()))
             }
         }
 
-        impl Lanes<$lanes> for $token {
+        impl $(<const $n: usize>)? Lanes<$lanes> for $token $(<$n>)? {
             type Words = $words;
 
             fn splat(self, words: &[u32; 8]) -> $words {
@@ -48,7 +50,7 @@ macro_rules! token {
                 rows: &[&[u8; LEN]; $lanes],
             ) -> $words {
                 // SAFETY: a token exists only where `detect` found the features.
-                unsafe { gather::<LEN, AT>(rows) }
+                unsafe { gather::<$($n, )?LEN, AT>(rows) }
             }
 
             fn scatter(self, words: &$words) -> [[u8; 32]; $lanes] {
@@ -76,6 +78,8 @@ macro_rules! token {
                 // SAFETY: as above.
                 unsafe { compress_fixed(from, block, into) }
             }
+
+            $($own)*
         }
     };
 }
@@ -645,110 +649,193 @@ mod sha_ni {
         _mm_shuffle_epi32, _mm_storeu_si128,
     };
 
-    use super::{K, Lanes, RightHalf, Schedule, piece};
-
-    const LANES: usize = 2;
-
-    /// Eight words of each lane, one lane after the other.
-    #[derive(Debug, Clone, Copy)]
-    #[repr(align(64))]
-    pub(in super::super) struct Pair([[u32; 8]; LANES]);
-
-    token!(
-        /// Two computations whose instructions alternate.
-        ShaNi, 2, Pair, ["sha", "sse4.1", "ssse3"]
-    );
+    use super::{AFTER_DIGEST, AFTER_HEADER, AFTER_NODE, K, Lanes, RightHalf, Schedule, piece};
 
     /// Four words.
     type V = __m128i;
 
-    /// Both lanes' working variables as the instructions take them.
+    /// Eight words of each lane: the first four of all lanes, then the others.
+    #[derive(Debug, Clone, Copy)]
+    pub(in super::super) struct Lines<const N: usize>([[V; N]; 2]);
+
+    token!(
+        /// `N` computations whose instructions alternate. The instructions' latency is twice what they
+        /// keep their unit busy for, so two are done in little more than the time of one.
+        ShaNi[N], N, Lines<N>, ["sha", "sse4.1", "ssse3"],
+        fn parent(
+            self,
+            initial: &Lines<N>,
+            node: &mut Lines<N>,
+            sibling: &RightHalf,
+            into: &mut Lines<N>,
+        ) {
+            // SAFETY: as above.
+            *into = unsafe { parent(initial, node, sibling) };
+        },
+        fn header_hash(
+            self,
+            initial: &Lines<N>,
+            left: &Lines<N>,
+            right: &Lines<N>,
+            end: &Lines<N>,
+            into: &mut Lines<N>,
+        ) {
+            // SAFETY: as above.
+            *into = unsafe { header_hash(initial, left, right, end) };
+        }
+    );
+
+    /// Working variables as the instructions take them.
     #[derive(Clone, Copy)]
-    struct State {
-        abef: [V; LANES],
-        cdgh: [V; LANES],
+    struct State<const N: usize> {
+        abef: [V; N],
+        cdgh: [V; N],
     }
 
-    fn splat_words(words: &[u32; 8]) -> Pair {
-        Pair([*words; LANES])
+    fn splat_words<const N: usize>(words: &[u32; 8]) -> Lines<N> {
+        let (halves, _) = words.as_chunks::<4>();
+        Lines([[load(&halves[0]); N], [load(&halves[1]); N]])
     }
 
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn gather<const LEN: usize, const AT: usize>(rows: &[&[u8; LEN]; LANES]) -> Pair {
-        let mut words = Pair([[0; 8]; LANES]);
-        for (words, row) in words.0.iter_mut().zip(rows) {
-            let vectors = [AT, AT + 16].map(|at| {
+    fn gather<const N: usize, const LEN: usize, const AT: usize>(
+        rows: &[&[u8; LEN]; N],
+    ) -> Lines<N> {
+        Lines([AT, AT + 16].map(|at| {
+            rows.map(|row| {
                 let piece = piece(row, at);
                 // SAFETY: reads the 16 bytes of a piece; no alignment is asked.
                 swap_bytes(unsafe { _mm_loadu_si128(piece.as_ptr().cast()) })
-            });
-            store(words, vectors);
-        }
-        words
+            })
+        }))
     }
 
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn scatter(words: &Pair) -> [[u8; 32]; LANES] {
-        let mut lanes = [[0; 32]; LANES];
-        for (bytes, words) in lanes.iter_mut().zip(&words.0) {
-            for (bytes, v) in bytes.as_chunks_mut::<16>().0.iter_mut().zip(load(words)) {
+    fn scatter<const N: usize>(words: &Lines<N>) -> [[u8; 32]; N] {
+        let mut lanes = [[0; 32]; N];
+        for (lane, bytes) in lanes.iter_mut().enumerate() {
+            for (bytes, half) in bytes.as_chunks_mut::<16>().0.iter_mut().zip(&words.0) {
                 // SAFETY: writes the 16 bytes that `bytes` is; no alignment is asked.
-                unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), swap_bytes(v)) }
+                unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), swap_bytes(half[lane])) }
             }
         }
         lanes
     }
 
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn compress(from: &Pair, left: &Pair, right: &Pair, into: &mut Pair) {
-        let both = [[load(&left.0[0]), load(&right.0[0])], [load(&left.0[1]), load(&right.0[1])]];
-        // Four words of the schedule each, of both lanes.
-        let mut w = [
-            [both[0][0][0], both[1][0][0]],
-            [both[0][0][1], both[1][0][1]],
-            [both[0][1][0], both[1][1][0]],
-            [both[0][1][1], both[1][1][1]],
-        ];
-        let start = load_state(from);
-        let mut state = start;
-        let (k, _) = K[0].as_chunks::<4>();
-        four_rounds(&mut state, sums(w[0], &k[0]));
-        four_rounds(&mut state, sums(w[1], &k[1]));
-        four_rounds(&mut state, sums(w[2], &k[2]));
-        four_rounds(&mut state, sums(w[3], &k[3]));
-        for k in &K[1..] {
-            let (k, _) = k.as_chunks::<4>();
-            w[0] = next(w[0], w[1], w[2], w[3]);
-            four_rounds(&mut state, sums(w[0], &k[0]));
-            w[1] = next(w[1], w[2], w[3], w[0]);
-            four_rounds(&mut state, sums(w[1], &k[1]));
-            w[2] = next(w[2], w[3], w[0], w[1]);
-            four_rounds(&mut state, sums(w[2], &k[2]));
-            w[3] = next(w[3], w[0], w[1], w[2]);
-            four_rounds(&mut state, sums(w[3], &k[3]));
-        }
-        store_sums(into, start, state);
+    fn compress<const N: usize>(
+        from: &Lines<N>,
+        left: &Lines<N>,
+        right: &Lines<N>,
+        into: &mut Lines<N>,
+    ) {
+        *into = to_words(compressed(to_state(from), left, right));
     }
 
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn compress_half(from: &Pair, left: &Pair, right: &RightHalf, into: &mut Pair) {
-        compress(from, left, &splat_words(&right.words), into);
+    fn compress_half<const N: usize>(
+        from: &Lines<N>,
+        left: &Lines<N>,
+        right: &RightHalf,
+        into: &mut Lines<N>,
+    ) {
+        *into = to_words(half_compressed(to_state(from), left, right));
     }
 
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn compress_fixed(from: &Pair, block: &Schedule, into: &mut Pair) {
-        let start = load_state(from);
-        let mut state = start;
-        for sums in block.0.as_flattened().as_chunks::<4>().0 {
-            four_rounds(&mut state, [load_four(sums); LANES]);
-        }
-        store_sums(into, start, state);
+    fn compress_fixed<const N: usize>(from: &Lines<N>, block: &Schedule, into: &mut Lines<N>) {
+        *into = to_words(fixed_compressed(to_state(from), block));
+    }
+
+    // What follows is three compressions in one: between them nothing goes through memory.
+
+    #[target_feature(enable = "sha,sse4.1,ssse3")]
+    fn parent<const N: usize>(
+        initial: &Lines<N>,
+        node: &Lines<N>,
+        sibling: &RightHalf,
+    ) -> Lines<N> {
+        let initial = to_state(initial);
+        let both = half_compressed(initial, node, sibling);
+        let inner = to_words(fixed_compressed(both, &AFTER_NODE));
+        to_words(half_compressed(initial, &inner, &AFTER_DIGEST))
+    }
+
+    #[target_feature(enable = "sha,sse4.1,ssse3")]
+    fn header_hash<const N: usize>(
+        initial: &Lines<N>,
+        left: &Lines<N>,
+        right: &Lines<N>,
+        end: &Lines<N>,
+    ) -> Lines<N> {
+        let initial = to_state(initial);
+        let first = compressed(initial, left, right);
+        let inner = to_words(half_compressed(first, end, &AFTER_HEADER));
+        to_words(half_compressed(initial, &inner, &AFTER_DIGEST))
     }
 
     #[inline]
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn four_rounds(state: &mut State, sums: [V; LANES]) {
-        // Lane by lane within each step: the two chains hide each other's latency.
+    fn compressed<const N: usize>(start: State<N>, left: &Lines<N>, right: &Lines<N>) -> State<N> {
+        let (w, k) = ([left.0[0], left.0[1], right.0[0], right.0[1]], K[0].as_chunks::<4>().0);
+        let mut state = start;
+        four_rounds(&mut state, sums(w[0], &k[0]));
+        four_rounds(&mut state, sums(w[1], &k[1]));
+        four_rounds(&mut state, sums(w[2], &k[2]));
+        four_rounds(&mut state, sums(w[3], &k[3]));
+        scheduled_rounds(&mut state, w);
+        added(start, state)
+    }
+
+    #[inline]
+    #[target_feature(enable = "sha,sse4.1,ssse3")]
+    fn half_compressed<const N: usize>(
+        start: State<N>,
+        left: &Lines<N>,
+        right: &RightHalf,
+    ) -> State<N> {
+        let (k, ready) = (K[0].as_chunks::<4>().0, right.rounds.as_chunks::<4>().0);
+        let right = splat_words::<N>(&right.words);
+        let mut state = start;
+        four_rounds(&mut state, sums(left.0[0], &k[0]));
+        four_rounds(&mut state, sums(left.0[1], &k[1]));
+        four_rounds(&mut state, [load(&ready[0]); N]);
+        four_rounds(&mut state, [load(&ready[1]); N]);
+        scheduled_rounds(&mut state, [left.0[0], left.0[1], right.0[0], right.0[1]]);
+        added(start, state)
+    }
+
+    #[inline]
+    #[target_feature(enable = "sha,sse4.1,ssse3")]
+    fn fixed_compressed<const N: usize>(start: State<N>, block: &Schedule) -> State<N> {
+        let mut state = start;
+        for sums in block.0.as_flattened().as_chunks::<4>().0 {
+            four_rounds(&mut state, [load(sums); N]);
+        }
+        added(start, state)
+    }
+
+    /// Rounds 16 to 63, after the sixteen words of `w`.
+    #[inline]
+    #[target_feature(enable = "sha,sse4.1,ssse3")]
+    fn scheduled_rounds<const N: usize>(state: &mut State<N>, mut w: [[V; N]; 4]) {
+        for k in &K[1..] {
+            let (k, _) = k.as_chunks::<4>();
+            w[0] = next(w[0], w[1], w[2], w[3]);
+            four_rounds(state, sums(w[0], &k[0]));
+            w[1] = next(w[1], w[2], w[3], w[0]);
+            four_rounds(state, sums(w[1], &k[1]));
+            w[2] = next(w[2], w[3], w[0], w[1]);
+            four_rounds(state, sums(w[2], &k[2]));
+            w[3] = next(w[3], w[0], w[1], w[2]);
+            four_rounds(state, sums(w[3], &k[3]));
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "sha,sse4.1,ssse3")]
+    fn four_rounds<const N: usize>(state: &mut State<N>, sums: [V; N]) {
+        // Lane by lane within each step: the chains hide each other's latency.
         for (lane, sums) in sums.into_iter().enumerate() {
             state.cdgh[lane] = _mm_sha256rnds2_epu32(state.cdgh[lane], state.abef[lane], sums);
         }
@@ -761,9 +848,9 @@ mod sha_ni {
     /// The four words that follow sixteen.
     #[inline]
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn next(w0: [V; LANES], w1: [V; LANES], w2: [V; LANES], w3: [V; LANES]) -> [V; LANES] {
+    fn next<const N: usize>(w0: [V; N], w1: [V; N], w2: [V; N], w3: [V; N]) -> [V; N] {
         let mut words = w0;
-        for lane in 0..LANES {
+        for lane in 0..N {
             let first = _mm_sha256msg1_epu32(w0[lane], w1[lane]);
             let second = _mm_add_epi32(first, _mm_alignr_epi8::<4>(w3[lane], w2[lane]));
             words[lane] = _mm_sha256msg2_epu32(second, w3[lane]);
@@ -773,64 +860,53 @@ mod sha_ni {
 
     #[inline]
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn sums(words: [V; LANES], constants: &[u32; 4]) -> [V; LANES] {
-        let constants = load_four(constants);
-        [_mm_add_epi32(words[0], constants), _mm_add_epi32(words[1], constants)]
+    fn sums<const N: usize>(mut words: [V; N], constants: &[u32; 4]) -> [V; N] {
+        let constants = load(constants);
+        words.iter_mut().for_each(|words| *words = _mm_add_epi32(*words, constants));
+        words
     }
 
     #[inline]
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn load_state(words: &Pair) -> State {
-        let (abef_0, cdgh_0) = load_lane(&words.0[0]);
-        let (abef_1, cdgh_1) = load_lane(&words.0[1]);
-        State { abef: [abef_0, abef_1], cdgh: [cdgh_0, cdgh_1] }
+    fn to_state<const N: usize>(words: &Lines<N>) -> State<N> {
+        let [mut abef, mut cdgh] = words.0;
+        for lane in 0..N {
+            let badc = _mm_shuffle_epi32::<0xb1>(words.0[0][lane]);
+            let hgfe = _mm_shuffle_epi32::<0x1b>(words.0[1][lane]);
+            abef[lane] = _mm_alignr_epi8::<8>(badc, hgfe);
+            cdgh[lane] = _mm_blend_epi16::<0xf0>(hgfe, badc);
+        }
+        State { abef, cdgh }
     }
 
     #[inline]
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn load_lane(words: &[u32; 8]) -> (V, V) {
-        let [abcd, efgh] = load(words);
-        let badc = _mm_shuffle_epi32::<0xb1>(abcd);
-        let hgfe = _mm_shuffle_epi32::<0x1b>(efgh);
-        (_mm_alignr_epi8::<8>(badc, hgfe), _mm_blend_epi16::<0xf0>(hgfe, badc))
+    fn to_words<const N: usize>(state: State<N>) -> Lines<N> {
+        let mut words = [state.abef, state.cdgh];
+        for lane in 0..N {
+            let feba = _mm_shuffle_epi32::<0x1b>(state.abef[lane]);
+            let dchg = _mm_shuffle_epi32::<0xb1>(state.cdgh[lane]);
+            words[0][lane] = _mm_blend_epi16::<0xf0>(feba, dchg);
+            words[1][lane] = _mm_alignr_epi8::<8>(dchg, feba);
+        }
+        Lines(words)
     }
 
     /// The end of a compression.
     #[inline]
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn store_sums(into: &mut Pair, start: State, end: State) {
-        for (lane, words) in into.0.iter_mut().enumerate() {
-            let abef = _mm_add_epi32(start.abef[lane], end.abef[lane]);
-            let cdgh = _mm_add_epi32(start.cdgh[lane], end.cdgh[lane]);
-            let feba = _mm_shuffle_epi32::<0x1b>(abef);
-            let dchg = _mm_shuffle_epi32::<0xb1>(cdgh);
-            let abcd = _mm_blend_epi16::<0xf0>(feba, dchg);
-            let efgh = _mm_alignr_epi8::<8>(dchg, feba);
-            store(words, [abcd, efgh]);
+    fn added<const N: usize>(mut start: State<N>, end: State<N>) -> State<N> {
+        for lane in 0..N {
+            start.abef[lane] = _mm_add_epi32(start.abef[lane], end.abef[lane]);
+            start.cdgh[lane] = _mm_add_epi32(start.cdgh[lane], end.cdgh[lane]);
         }
+        start
     }
 
     #[inline]
-    #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn load(words: &[u32; 8]) -> [V; 2] {
-        let (halves, _) = words.as_chunks::<4>();
-        [load_four(&halves[0]), load_four(&halves[1])]
-    }
-
-    #[inline]
-    #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn load_four(words: &[u32; 4]) -> V {
-        // SAFETY: reads the 16 bytes that `words` is; no alignment is asked.
+    fn load(words: &[u32; 4]) -> V {
+        // SAFETY: reads the 16 bytes that `words` is; no alignment is asked. Every x86-64 has SSE2.
         unsafe { _mm_loadu_si128(words.as_ptr().cast()) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn store(words: &mut [u32; 8], vectors: [V; 2]) {
-        for (words, v) in words.as_chunks_mut::<4>().0.iter_mut().zip(vectors) {
-            // SAFETY: writes the 16 bytes that `words` is; no alignment is asked.
-            unsafe { _mm_storeu_si128(words.as_mut_ptr().cast(), v) }
-        }
     }
 
     #[inline]
