@@ -7,13 +7,15 @@
 //! A share is judged by the job it names, frozen as it was sent: its target, its tip, its extranonce
 //! prefix. What the channel's target is now does not matter here.
 
+mod seen;
+
 use crate::extranonce::ExtranoncePrefix;
 use crate::job::{HeaderFields, Job, JobId};
 use crate::limits::{
-    EXTRANONCE_ROLLABLE_LEN, NTIME_AHEAD_MAX_S, NTIME_SLACK_S, SEEN_SHARES_MAX,
-    VERSION_ROLLING_MASK,
+    EXTRANONCE_ROLLABLE_LEN, NTIME_AHEAD_MAX_S, NTIME_SLACK_S, VERSION_ROLLING_MASK,
 };
 use crate::sha256::{CoinbaseFields, header_hashes};
+pub use crate::share::seen::Seen;
 use crate::target::{Difficulty, Target};
 use crate::template::PrevHash;
 use crate::wire::B032;
@@ -279,69 +281,6 @@ fn check_rolled_fields(
     Ok(())
 }
 
-/// The proofs of one channel under one tip, by 64 bits of their hash. A collision needs two of the
-/// sender's own shares with 64 equal bits and costs only the sender; the ledger compares more.
-///
-/// A table of keys alone, 8 bytes each, at most three quarters full. A key is looked for from the place
-/// that its own bits name: they are bits of a SHA-256 hash, and whoever would crowd a place must find that
-/// many shares for it.
-#[derive(Debug, Default)]
-pub struct Seen {
-    /// As many as a power of two, or none; `FREE` where no key is.
-    slots: Box<[u64]>,
-    count: usize,
-}
-
-/// No hash's key: one that would be is taken for its neighbour.
-const FREE: u64 = 0;
-/// Slots of the first table: what a quiet miner needs under one tip.
-const SLOTS_MIN: usize = 16;
-
-impl Seen {
-    /// `false` if this hash was here before. At `SEEN_SHARES_MAX` nothing more is remembered and the
-    /// ledger alone judges: a flood can end nobody's channel.
-    pub fn insert(&mut self, hash: &[u8; 32]) -> bool {
-        // The low bytes of a header hash are as good as random; the high ones are the zeros that the
-        // miner worked for.
-        let [a, b, c, d, e, f, g, h, ..] = *hash;
-        let key = u64::from_le_bytes([a, b, c, d, e, f, g, h]).max(FREE + 1);
-        if self.count < SEEN_SHARES_MAX && self.count * 4 >= self.slots.len() * 3 {
-            self.grow();
-        }
-        let slot = Self::slot_of(&self.slots, key);
-        let is_new = self.slots[slot] == FREE;
-        if is_new && self.count < SEEN_SHARES_MAX {
-            self.slots[slot] = key;
-            self.count += 1;
-        }
-        is_new
-    }
-
-    /// Where the key is, or the free slot where it belongs. There always is a free one.
-    fn slot_of(slots: &[u64], key: u64) -> usize {
-        let mask = slots.len() - 1;
-        let mut slot = key as usize & mask;
-        while slots[slot] != key && slots[slot] != FREE {
-            slot = (slot + 1) & mask;
-        }
-        slot
-    }
-
-    #[cold]
-    fn grow(&mut self) {
-        let mut slots = vec![FREE; (self.slots.len() * 2).max(SLOTS_MIN)].into_boxed_slice();
-        for key in self.slots.iter().filter(|key| **key != FREE) {
-            slots[Self::slot_of(&slots, *key)] = *key;
-        }
-        self.slots = slots;
-    }
-
-    /// Forgets everything: a new tip makes every old header impossible.
-    pub fn clear(&mut self) {
-        *self = Self::default();
-    }
-}
-
 /// What is kept of a credited share for ever: 64 bytes from which, with its batch's job, anyone can
 /// recompute the proof.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -401,56 +340,5 @@ impl Proof {
             difficulty: Difficulty::from_log2(i16::from_le_bytes([bytes[60], bytes[61]])),
             is_block: bytes[62] & 1 == 1,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn hash(number: u64) -> [u8; 32] {
-        let mut hash = [0; 32];
-        hash[..8].copy_from_slice(&number.to_le_bytes());
-        hash
-    }
-
-    proptest! {
-        #[test]
-        fn what_was_shown_is_known_and_nothing_else_is(
-            // Few places for many: also those that all crowd one.
-            keys in proptest::collection::vec((1u64..40, prop::sample::select(vec![1u64, 16, 1 << 32])), 0..400),
-        ) {
-            let (mut seen, mut model) = (Seen::default(), HashSet::new());
-            for (number, stride) in keys {
-                let key = number * stride;
-                prop_assert_eq!(seen.insert(&hash(key)), model.insert(key));
-            }
-            prop_assert_eq!(seen.count, model.len());
-            prop_assert!(seen.slots.len() * 8 <= 17 * model.len().max(16) * 4 / 3);
-        }
-    }
-
-    #[test]
-    fn a_hash_of_zeros_is_remembered_like_any_other() {
-        let mut seen = Seen::default();
-        assert!(seen.insert(&[0; 32]));
-        assert!(!seen.insert(&[0; 32]));
-    }
-
-    #[test]
-    fn beyond_its_bound_it_forgets_nothing_and_remembers_no_more() {
-        let mut seen = Seen::default();
-        for number in 1..=SEEN_SHARES_MAX as u64 {
-            assert!(seen.insert(&hash(number)));
-        }
-        let more = hash(SEEN_SHARES_MAX as u64 + 1);
-        assert!(seen.insert(&more) && seen.insert(&more));
-        assert!(!seen.insert(&hash(1)) && !seen.insert(&hash(SEEN_SHARES_MAX as u64)));
-        seen.clear();
-        assert!(seen.insert(&hash(1)));
     }
 }
