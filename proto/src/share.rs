@@ -9,10 +9,13 @@
 
 mod seen;
 
-use crate::extranonce::ExtranoncePrefix;
+use std::array;
+
+use crate::extranonce::{Extranonce, ExtranoncePrefix};
 use crate::job::{HeaderFields, Job, JobId};
 use crate::limits::{
-    EXTRANONCE_ROLLABLE_LEN, NTIME_AHEAD_MAX_S, NTIME_SLACK_S, VERSION_ROLLING_MASK,
+    EXTRANONCE_PREFIX_LEN, EXTRANONCE_ROLLABLE_LEN, NTIME_AHEAD_MAX_S, NTIME_SLACK_S,
+    VERSION_ROLLING_MASK,
 };
 use crate::sha256::{CoinbaseFields, header_hashes};
 pub use crate::share::seen::Seen;
@@ -27,9 +30,9 @@ pub struct FrozenJob<'a> {
     /// What is mined.
     pub job: &'a Job,
     /// The tip that it builds on.
-    pub tip: PrevHash,
+    pub tip: &'a PrevHash,
     /// Target of `tip.nbits`: a header that meets it is a block.
-    pub network_target: Target,
+    pub network_target: &'a Target,
     /// What a share of it is worth.
     pub difficulty: Difficulty,
     /// `difficulty` as a threshold.
@@ -123,8 +126,6 @@ impl Refusal {
 /// What became of a claim.
 #[derive(Debug, Clone, Copy)]
 pub struct Verdict {
-    /// The claim in full.
-    pub header: HeaderFields,
     /// The header met the network's target. True also for shares that are refused: a block is a block.
     pub is_block: bool,
     /// A proof to be credited, once it is known to be new.
@@ -134,10 +135,9 @@ pub struct Verdict {
 /// A claim on its way to a verdict.
 #[derive(Debug, Clone)]
 pub struct Submitted<'a> {
-    job: FrozenJob<'a>,
-    /// On an extended channel: what the merkle root is yet to be made of.
-    coinbase: Option<CoinbaseFields>,
-    rolled: [u8; EXTRANONCE_ROLLABLE_LEN],
+    job: &'a FrozenJob<'a>,
+    /// On an extended channel, in full: what the merkle root is yet to be made of.
+    extranonce: Option<Extranonce>,
     header: HeaderFields,
     hash: [u8; 32],
 }
@@ -147,15 +147,13 @@ impl<'a> Submitted<'a> {
     ///
     /// # Errors
     /// No header can be made of the claim.
-    pub fn new(job: FrozenJob<'a>, claim: &Claim) -> Result<Self, Refusal> {
-        let mut rolled = [0; EXTRANONCE_ROLLABLE_LEN];
-        let (merkle_root, coinbase) = match (&claim.rolled, job.merkle_root) {
+    #[inline]
+    pub fn new(job: &'a FrozenJob<'a>, claim: &Claim) -> Result<Self, Refusal> {
+        let (merkle_root, extranonce) = match (&claim.rolled, job.merkle_root) {
             (None, Some(root)) => (root, None),
-            (Some(extranonce), None) => {
-                let full = job.prefix.followed_by(extranonce.as_slice());
-                let full = full.ok_or(Refusal::BadExtranonceSize)?;
-                rolled.copy_from_slice(extranonce.as_slice());
-                ([0; 32], Some(job.job.coinbase_fields(full)))
+            (Some(rolled), None) => {
+                let full = job.prefix.followed_by(rolled.as_slice());
+                ([0; 32], Some(full.ok_or(Refusal::BadExtranonceSize)?))
             }
             // The other kind of channel's message: the server looks before it asks.
             (None, None) | (Some(_), Some(_)) => return Err(Refusal::InvalidChannelId),
@@ -168,18 +166,24 @@ impl<'a> Submitted<'a> {
             nbits: job.tip.nbits,
             nonce: claim.nonce,
         };
-        Ok(Self { job, coinbase, rolled, header, hash: [0; 32] })
+        Ok(Self { job, extranonce, header, hash: [0; 32] })
     }
 
     /// The job that it names.
     #[must_use]
-    pub fn job(&self) -> &FrozenJob<'a> {
-        &self.job
+    pub fn job(&self) -> &'a FrozenJob<'a> {
+        self.job
+    }
+
+    /// The claim in full; on an extended channel once it is hashed.
+    #[must_use]
+    pub fn header(&self) -> &HeaderFields {
+        &self.header
     }
 
     /// Whether both can be hashed at once: on extended channels their jobs are of one work.
     fn goes_with(&self, other: &Self) -> bool {
-        match (&self.coinbase, &other.coinbase) {
+        match (&self.extranonce, &other.extranonce) {
             (Some(_), Some(_)) => self.job.job.is_work_of(other.job.job),
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
@@ -189,8 +193,9 @@ impl<'a> Submitted<'a> {
     /// Judges the claim once it is hashed. `clock` is ours, unix seconds. Whether the proof is new is
     /// not asked here (`Seen`).
     #[must_use]
+    #[inline]
     pub fn verdict(&self, clock: u32) -> Verdict {
-        let Self { job, header, hash, rolled, .. } = self;
+        let Self { job, extranonce, header, hash } = self;
         // Asked before anything can refuse the share: a header that our rules dislike is still a block
         // to the network (and on regtest a block can miss the channel's target).
         let is_block = job.network_target.is_met_by(hash);
@@ -208,13 +213,20 @@ impl<'a> Submitted<'a> {
                 nonce: header.nonce,
                 ntime: header.ntime,
                 version: header.version,
-                rolled: *rolled,
+                rolled: extranonce.map_or([0; EXTRANONCE_ROLLABLE_LEN], rolled_of),
                 difficulty,
                 is_block,
             })
         });
-        Verdict { header: *header, is_block, outcome }
+        Verdict { is_block, outcome }
     }
+}
+
+/// What the client added to the prefix.
+fn rolled_of(extranonce: Extranonce) -> [u8; EXTRANONCE_ROLLABLE_LEN] {
+    let mut rolled = [0; EXTRANONCE_ROLLABLE_LEN];
+    rolled.copy_from_slice(&extranonce[EXTRANONCE_PREFIX_LEN..]);
+    rolled
 }
 
 /// Hashes every claim's header, and on extended channels what its merkle root is made of first: those
@@ -223,7 +235,11 @@ pub fn hash(mut shares: &mut [&mut Submitted<'_>]) {
     while let Some(first) = shares.first() {
         let run = shares.iter().take(RUN_MAX).take_while(|share| share.goes_with(first)).count();
         let (run, rest) = shares.split_at_mut(run);
-        hash_run(run);
+        match run {
+            // Room for a whole run would cost a lone share as much as its hash.
+            [one] => hash_run::<1>(&mut [one]),
+            run => hash_run::<RUN_MAX>(run),
+        }
         shares = rest;
     }
 }
@@ -231,20 +247,19 @@ pub fn hash(mut shares: &mut [&mut Submitted<'_>]) {
 /// Shares that are hashed at once: what the widest kernel takes.
 const RUN_MAX: usize = 16;
 
-/// At most `RUN_MAX` shares, at least one, that go with each other.
-fn hash_run(run: &mut [&mut Submitted<'_>]) {
-    let mut headers = [[0; 80]; RUN_MAX];
-    let mut hashes = [[0; 32]; RUN_MAX];
-    let (headers, hashes) = (&mut headers[..run.len()], &mut hashes[..run.len()]);
-    for (header, share) in headers.iter_mut().zip(&*run) {
-        *header = share.header.to_bytes();
-    }
-    if let Some(first) = run[0].coinbase {
-        let mut coinbases = [first; RUN_MAX];
-        for (coinbase, share) in coinbases.iter_mut().zip(&*run) {
-            *coinbase = share.coinbase.unwrap_or(first);
-        }
-        run[0].job.job.hash_shares(&coinbases[..run.len()], headers, hashes);
+/// At least one share, at most `N`, that go with each other.
+fn hash_run<const N: usize>(run: &mut [&mut Submitted<'_>]) {
+    let count = run.len();
+    let mut headers: [[u8; 80]; N] =
+        array::from_fn(|at| run.get(at).map_or([0; 80], |share| share.header.to_bytes()));
+    let mut hashes = [[0; 32]; N];
+    let (headers, hashes) = (&mut headers[..count], &mut hashes[..count]);
+    if run[0].extranonce.is_some() {
+        let coinbases: [CoinbaseFields; N] = array::from_fn(|at| {
+            let share = run.get(at).unwrap_or(&run[0]);
+            share.job.job.coinbase_fields(share.extranonce.unwrap_or_default())
+        });
+        run[0].job.job.hash_shares(&coinbases[..count], headers, hashes);
     } else {
         header_hashes(headers, hashes);
     }

@@ -49,11 +49,13 @@ impl Target {
         Self(mantissa << shift)
     }
 
-    /// Whether a header hash (SHA256d, header byte order) is at or below the target. The top words
-    /// decide practically every share.
+    /// Whether a header hash (SHA256d, header byte order) is at or below the target. The top word
+    /// decides practically every share.
     #[must_use]
+    #[inline]
     pub fn is_met_by(&self, hash: &[u8; 32]) -> bool {
-        U256::from_le_bytes(*hash) <= self.0
+        let words = hash.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+        words.rev().cmp(self.0.as_limbs().iter().rev().copied()).is_le()
     }
 
     /// Expected hashes until one meets the target: floor(2^256 / (target + 1)), as Bitcoin Core counts

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bitcoin::consensus::{deserialize, deserialize_partial, serialize};
 use bitcoin::hashes::Hash;
 
-use common::{Link, Share, judge, kept};
+use common::{Link, Share, hashed, judge, kept};
 use proto::extranonce::{ExtranonceAllocator, ExtranoncePrefix};
 use proto::job::{ActiveTemplate, Job, JobId};
 use proto::limits::{EXTRANONCE_LEN, EXTRANONCE_PREFIX_LEN, VERSION_ROLLING_MASK};
@@ -149,14 +149,14 @@ impl Mined {
 
     /// The job as the miner's channel had it, at the network's own target.
     fn frozen(&self) -> FrozenJob<'static> {
-        let tip = self.tip();
-        let network_target = Target::from_compact(tip.nbits);
+        let tip = kept(self.tip());
+        let network_target = kept(Target::from_compact(tip.nbits));
         FrozenJob {
             job: kept(self.job()),
             tip,
             network_target,
-            difficulty: Difficulty::easiest_within(network_target).unwrap(),
-            target: network_target,
+            difficulty: Difficulty::easiest_within(*network_target).unwrap(),
+            target: *network_target,
             min_ntime: tip.min_ntime,
             since: tip.min_ntime,
             prefix: ExtranoncePrefix::from_bytes(self.prefix()),
@@ -277,18 +277,16 @@ fn no_bit_of_the_header_can_be_flipped() {
         let (job, claim) = (mined.frozen(), mined.claim());
         let verdict = judge(&job, &claim, mined.header.time + 10);
         assert!(verdict.is_block && verdict.outcome.is_ok());
-        let header = verdict.header;
+        let header = *hashed(&job, &claim).header();
         assert_eq!(header.merkle_root, mined.header.merkle_root.to_byte_array());
         for bit in 0..640 {
             let bytes = flipped(&header.to_bytes(), bit);
             let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
             // As a standard channel would be asked, which takes the merkle root as it is given.
+            let tip =
+                PrevHash { hash: bytes[4..36].try_into().unwrap(), nbits: word(72), ..*job.tip };
             let job = FrozenJob {
-                tip: PrevHash {
-                    hash: bytes[4..36].try_into().unwrap(),
-                    nbits: word(72),
-                    ..job.tip
-                },
+                tip: &tip,
                 merkle_root: Some(bytes[36..68].try_into().unwrap()),
                 ..job.clone()
             };
@@ -354,7 +352,7 @@ fn the_same_nonce_on_another_tip_or_with_a_wrong_size_is_nothing() {
     for mined in [testnet(), mainnet()] {
         let (job, claim) = (mined.frozen(), mined.claim());
         let short = Claim { rolled: Some(B032::new(&mined.rolled()[1..]).unwrap()), ..claim };
-        let refused = Submitted::new(job.clone(), &short).unwrap_err();
+        let refused = Submitted::new(&job, &short).unwrap_err();
         assert_eq!(refused, Refusal::BadExtranonceSize);
         let earlier = FrozenJob { min_ntime: mined.header.time + 1, ..job };
         let verdict = judge(&earlier, &claim, mined.header.time);

@@ -52,6 +52,7 @@ pub struct World {
     /// The channel's part of the extranonce.
     pub prefix: ExtranoncePrefix,
     active: Arc<ActiveTemplate>,
+    network_target: Target,
 }
 
 impl World {
@@ -69,7 +70,8 @@ impl World {
         let prefix = extranonces().allocate().context("the first of 2^32")?;
         let active = Arc::new(ActiveTemplate { tip, job, next: None });
         let job_id = JobId(0);
-        let mut world = Self { kind, difficulty, job: active.job.clone(), job_id, prefix, active };
+        let (job, network_target) = (active.job.clone(), Target::from_compact(NBITS));
+        let mut world = Self { kind, difficulty, job, job_id, prefix, active, network_target };
         world.job_id = world.open()?.1;
         world.job = world.active.job.numbered(world.job_id);
         Ok(world)
@@ -124,11 +126,11 @@ impl World {
     /// The job as `share` is asked about it.
     #[must_use]
     pub fn frozen(&self) -> FrozenJob<'_> {
-        let tip = self.active.tip;
+        let tip = &self.active.tip;
         FrozenJob {
             job: &self.job,
             tip,
-            network_target: Target::from_compact(tip.nbits),
+            network_target: &self.network_target,
             difficulty: self.difficulty,
             target: self.difficulty.target(),
             min_ntime: tip.min_ntime,

@@ -193,10 +193,14 @@ impl Set {
 }
 
 /// The job that a claim names, looked for as the mining server does, and the header made of both.
-fn submitted<'a>(jobs: &[(JobId, FrozenJob<'a>)], claim: &Claim) -> Result<Submitted<'a>, Refusal> {
+#[inline]
+fn submitted<'a>(
+    jobs: &'a [(JobId, FrozenJob<'a>)],
+    claim: &Claim,
+) -> Result<Submitted<'a>, Refusal> {
     let found = jobs.iter().rfind(|(id, _)| *id == claim.job);
     let (_, job) = found.ok_or(Refusal::InvalidJobId)?;
-    Submitted::new(job.clone(), claim)
+    Submitted::new(job, claim)
 }
 
 fn judged(jobs: &[(JobId, FrozenJob<'_>)], claim: &Claim) -> Result<[u8; 32], Refusal> {

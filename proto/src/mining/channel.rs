@@ -201,12 +201,12 @@ impl Channel {
         step.or(self.steps.first()).map_or(self.vardiff.difficulty(), |(_, difficulty)| *difficulty)
     }
 
-    fn frozen<'a>(&self, given: &'a Given, tip: &Tip, difficulty: Difficulty) -> FrozenJob<'a> {
+    fn frozen<'a>(&self, given: &'a Given, tip: &'a Tip, difficulty: Difficulty) -> FrozenJob<'a> {
         let told = self.roots.iter().flatten().find(|(id, _)| *id == given.id);
         FrozenJob {
             job: &given.job,
-            tip: tip.prev,
-            network_target: tip.network_target,
+            tip: &tip.prev,
+            network_target: &tip.network_target,
             difficulty,
             target: difficulty.target(),
             min_ntime: given.min_ntime,

@@ -283,7 +283,7 @@ impl Server {
             if self.refused_in_a_row >= REFUSED_IN_A_ROW_MAX {
                 return Err(Violation::OnlyBadShares(self.refused_in_a_row));
             }
-            return self.on_message(now, message, tlvs, out);
+            return self.on_message(now, &message, tlvs, out);
         }
         self.judge_burst(now, out);
         // A template that follows on the heels of another makes what that one owes old.
@@ -354,17 +354,17 @@ impl Server {
     fn on_message(
         &mut self,
         now: Now,
-        message: Message<'_>,
+        message: &Message<'_>,
         tlvs: Tlvs<'_>,
         out: &mut Outbox,
     ) -> Result<(), Violation> {
         match message {
             Message::SubmitSharesExtended(share) => {
-                self.on_extended_share(now, &share, tlvs, out);
+                self.on_extended_share(now, share, tlvs, out);
                 return Ok(());
             }
             Message::SubmitSharesStandard(share) => {
-                self.on_standard_share(now, &share, out);
+                self.on_standard_share(now, share, out);
                 return Ok(());
             }
             _ => {
@@ -373,11 +373,11 @@ impl Server {
             }
         }
         match message {
-            Message::OpenStandardMiningChannel(open) => self.open_standard(now, &open, out)?,
-            Message::OpenExtendedMiningChannel(open) => self.open_extended(now, &open, out)?,
-            Message::UpdateChannel(update) => self.on_update(now, &update, out)?,
+            Message::OpenStandardMiningChannel(open) => self.open_standard(now, open, out)?,
+            Message::OpenExtendedMiningChannel(open) => self.open_extended(now, open, out)?,
+            Message::UpdateChannel(update) => self.on_update(now, update, out)?,
             Message::CloseChannel(close) => self.on_close(ChannelId(close.channel_id), out),
-            Message::SetCustomMiningJob(custom) => self.on_custom_job(now, &custom, out),
+            Message::SetCustomMiningJob(custom) => self.on_custom_job(now, custom, out),
             other => return Err(Violation::Unexpected(other.name())),
         }
         Ok(())

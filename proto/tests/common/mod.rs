@@ -55,14 +55,19 @@ pub fn lively_policy() -> Policy {
 
 /// A claim judged by itself; it must be one that a header can be made of.
 pub fn judge(job: &FrozenJob<'_>, claim: &Claim, clock: u32) -> Verdict {
-    let mut share = Submitted::new(job.clone(), claim).unwrap();
-    hash(&mut [&mut share]);
-    share.verdict(clock)
+    hashed(job, claim).verdict(clock)
 }
 
-/// A job for as long as the test runs.
-pub fn kept(job: Job) -> &'static Job {
-    Box::leak(Box::new(job))
+/// The same before its verdict.
+pub fn hashed<'a>(job: &'a FrozenJob<'a>, claim: &Claim) -> Submitted<'a> {
+    let mut share = Submitted::new(job, claim).unwrap();
+    hash(&mut [&mut share]);
+    share
+}
+
+/// A part of a job for as long as the test runs.
+pub fn kept<T>(part: T) -> &'static T {
+    Box::leak(Box::new(part))
 }
 
 /// One connection as both ends see it: the server, the client's understanding of what it said, time.

@@ -20,7 +20,7 @@ use proto::wire::B032;
 
 use crate::common::{
     ANY_TARGET, Chain, HARD_NBITS, Ledger, Link, REGTEST_NBITS, START_S, Said, Share, easy_policy,
-    judge, kept,
+    hashed, judge, kept,
 };
 
 /// A job as channel `prefix` was given it, with the easiest target there is.
@@ -29,8 +29,8 @@ fn frozen(chain: &Chain, prefix: [u8; 8]) -> FrozenJob<'static> {
     let difficulty = Difficulty::MIN;
     FrozenJob {
         job: kept(active.job.clone()),
-        tip: active.tip,
-        network_target: Target::from_compact(active.tip.nbits),
+        tip: kept(active.tip),
+        network_target: kept(Target::from_compact(active.tip.nbits)),
         difficulty,
         target: Target::MAX,
         min_ntime: active.tip.min_ntime,
@@ -66,7 +66,7 @@ fn refusal(said: &[Said], share: &Share) -> String {
 fn a_hash_at_the_target_is_good_and_one_above_it_is_not_p40() {
     let mut job = frozen(&Chain::new(HARD_NBITS), [1; 8]);
     let claim = claim_on(&job);
-    let hash = judge(&job, &claim, START_S).header.hash();
+    let hash = hashed(&job, &claim).header().hash();
     job.target = Target::from_le_bytes(hash);
     assert!(judge(&job, &claim, START_S).outcome.is_ok());
     let mut below = hash;
@@ -382,7 +382,7 @@ fn a_share_is_judged_with_the_prefix_of_its_job_p51() {
     let chain = Chain::new(HARD_NBITS);
     let (before, after) = (frozen(&chain, [1; 8]), frozen(&chain, [2; 8]));
     let claim = claim_on(&before);
-    let root = |job| judge(job, &claim, START_S).header.merkle_root;
+    let root = |job| hashed(job, &claim).header().merkle_root;
     assert_ne!(root(&before), root(&after));
     let full = before.prefix.followed_by(&[3; EXTRANONCE_ROLLABLE_LEN]).unwrap();
     assert_eq!(root(&before), before.job.merkle_root(&full));

@@ -45,7 +45,15 @@ pub(super) struct Submitted {
     name_is_bad: bool,
 }
 
+impl Submitted {
+    /// Both name the same job of the same channel.
+    fn is_on_the_job_of(&self, other: &Self) -> bool {
+        (self.channel, self.kind, self.claim.job) == (other.channel, other.kind, other.claim.job)
+    }
+}
+
 /// A share that no job was found for.
+#[derive(Debug, Clone, Copy)]
 enum Lost {
     Refused(Refusal),
     /// On the job that waits for its tip.
@@ -145,25 +153,16 @@ impl Server {
             return;
         }
         let burst = std::mem::take(&mut self.submitted);
-        let fates = self.fates(&burst, now);
-        for (submitted, fate) in burst.iter().zip(fates) {
-            let Submitted { channel, sequence_number, .. } = *submitted;
-            match fate {
-                Fate::Lost(Lost::Refused(refusal)) => {
-                    self.refuse(channel, sequence_number, refusal, out)
-                }
-                Fate::Lost(Lost::Early) if self.early.len() < EARLY_SHARES_MAX => {
-                    let (submitted, came_ms) = (submitted.clone(), now.mono_ms);
-                    self.early.push(EarlyShare { submitted, came_ms });
-                }
-                Fate::Lost(Lost::Early) => {
-                    self.refuse(channel, sequence_number, Refusal::InvalidJobId, out);
-                }
-                Fate::Stale(block) => {
-                    self.send_block(block, out);
-                    self.refuse(channel, sequence_number, Refusal::StaleShare, out);
-                }
-                Fate::Judged(judged) => self.settle(now, submitted, judged, out),
+        if let [lone] = &burst[..] {
+            // What a burst needs a heap for, a lone share has on the stack.
+            let place = self.find(lone);
+            let mut share = headed(&place, lone);
+            share::hash(share.as_mut().ok().as_mut_slice());
+            let fate = fate(&place, &share, lone, now);
+            self.meet(now, lone, fate, out);
+        } else {
+            for (submitted, fate) in burst.iter().zip(self.fates(&burst, now)) {
+                self.meet(now, submitted, fate, out);
             }
         }
         self.check_difficulties_of(&burst, now, out);
@@ -171,31 +170,49 @@ impl Server {
 
     /// What each share of a burst is; nothing is changed yet.
     fn fates(&self, burst: &[Submitted], now: Now) -> Vec<Fate> {
-        let mut found: Vec<_> = burst.iter().map(|submitted| self.find(submitted)).collect();
-        let headed = found.iter_mut().filter_map(|found| found.as_mut().ok());
-        let mut shares: Vec<_> = headed.map(|headed| &mut headed.share).collect();
-        share::hash(&mut shares);
-        let judged = found.into_iter().zip(burst).map(|(found, submitted)| match found {
-            Ok(headed) => headed.fate(submitted, now),
-            Err(lost) => Fate::Lost(lost),
-        });
-        judged.collect()
+        // Shares of one job mostly stand together: it is looked for once.
+        let runs = burst.chunk_by(Submitted::is_on_the_job_of);
+        let runs: Vec<_> = runs.map(|run| (self.find(&run[0]), run)).collect();
+        let each = || runs.iter().flat_map(|(place, run)| run.iter().map(move |one| (place, one)));
+        let mut shares: Vec<_> = each().map(|(place, one)| headed(place, one)).collect();
+        let mut found: Vec<_> = shares.iter_mut().filter_map(|share| share.as_mut().ok()).collect();
+        share::hash(&mut found);
+        each().zip(&shares).map(|((place, one), share)| fate(place, share, one, now)).collect()
     }
 
-    fn find(&self, submitted: &Submitted) -> Result<Headed<'_>, Lost> {
+    /// Answers a share, or puts it where it waits.
+    fn meet(&mut self, now: Now, submitted: &Submitted, fate: Fate, out: &mut Outbox) {
+        let Submitted { channel, sequence_number, .. } = *submitted;
+        match fate {
+            Fate::Lost(Lost::Refused(refusal)) => {
+                self.refuse(channel, sequence_number, refusal, out)
+            }
+            Fate::Lost(Lost::Early) if self.early.len() < EARLY_SHARES_MAX => {
+                let (submitted, came_ms) = (submitted.clone(), now.mono_ms);
+                self.early.push(EarlyShare { submitted, came_ms });
+            }
+            Fate::Lost(Lost::Early) => {
+                self.refuse(channel, sequence_number, Refusal::InvalidJobId, out);
+            }
+            Fate::Stale(block) => {
+                self.send_block(block, out);
+                self.refuse(channel, sequence_number, Refusal::StaleShare, out);
+            }
+            Fate::Judged(judged) => self.settle(now, submitted, judged, out),
+        }
+    }
+
+    fn find(&self, submitted: &Submitted) -> Result<Place<'_>, Lost> {
         let Submitted { channel: id, kind, claim, .. } = submitted;
         let Some(channel) = self.channels.get(id).filter(|channel| channel.kind == *kind) else {
             return Err(Lost::Refused(Refusal::InvalidChannelId));
         };
-        let (job, worth, is_live) = match channel.find(claim.job, &self.given) {
-            Found::Live(job, worth) => (job, worth, true),
-            Found::Stale(job, worth) => (job, worth, false),
-            Found::Nothing if self.is_future(claim.job) => return Err(Lost::Early),
-            Found::Nothing => return Err(Lost::Refused(Refusal::InvalidJobId)),
-        };
-        let refused = |refusal| Lost::Refused(if is_live { refusal } else { Refusal::StaleShare });
-        let share = share::Submitted::new(job, claim).map_err(refused)?;
-        Ok(Headed { share, channel, worth, is_live })
+        match channel.find(claim.job, &self.given) {
+            Found::Live(job, worth) => Ok(Place { job, channel, worth, is_live: true }),
+            Found::Stale(job, worth) => Ok(Place { job, channel, worth, is_live: false }),
+            Found::Nothing if self.is_future(claim.job) => Err(Lost::Early),
+            Found::Nothing => Err(Lost::Refused(Refusal::InvalidJobId)),
+        }
     }
 
     fn is_future(&self, job: JobId) -> bool {
@@ -215,23 +232,22 @@ impl Server {
 
     /// Acts on a verdict: the block first, then the credit or the refusal.
     fn settle(&mut self, now: Now, submitted: &Submitted, judged: Judged, out: &mut Outbox) {
-        let Judged { template, coinbase_sequence, prev_hash, prefix, worth, outcome, block } =
+        let Judged { template, coinbase_sequence, prev_hash, prefix, worth, ref outcome, block } =
             judged;
         let Submitted { channel: id, sequence_number, ref worker, .. } = *submitted;
         let Some(channel) = self.channels.get_mut(&id) else { return };
-        let outcome = match outcome {
-            Ok(proof) if !channel.remember(&proof) => Err(Refusal::DuplicateShare),
-            other => other,
-        };
-        // A block that was shown before was also sent before.
-        if outcome != Err(Refusal::DuplicateShare) {
-            self.send_block(block, out);
-        }
-        let Some(channel) = self.channels.get_mut(&id) else { return };
+        let is_new = outcome.as_ref().is_ok_and(|proof| channel.remember(proof));
         let proof = match outcome {
-            Ok(proof) => proof,
-            Err(refusal) => return self.refuse(id, sequence_number, refusal, out),
+            Ok(proof) if is_new => proof,
+            // A block that was shown before was also sent before.
+            Ok(_) => return self.refuse(id, sequence_number, Refusal::DuplicateShare, out),
+            Err(refusal) => {
+                self.send_block(block, out);
+                return self.refuse(id, sequence_number, *refusal, out);
+            }
         };
+        self.send_block(block, out);
+        let Some(channel) = self.channels.get_mut(&id) else { return };
 
         self.refused_in_a_row = 0;
         channel.tally.last_share_ms = Some(now.mono_ms);
@@ -264,7 +280,7 @@ impl Server {
                     && open.worth == worth
                     && open.owner.worker == *worker
             },
-            proof,
+            *proof,
             receipt,
         );
         out.effects.extend(full.map(Effect::Credit));
@@ -411,58 +427,72 @@ impl Credited {
     }
 }
 
-/// A share that has found its job.
-struct Headed<'a> {
-    share: share::Submitted<'a>,
+/// Where a share's job was found.
+struct Place<'a> {
+    job: FrozenJob<'a>,
     channel: &'a Channel,
     worth: Worth,
     /// Its tip is still the tip.
     is_live: bool,
 }
 
-impl Headed<'_> {
-    /// After the hashing.
-    fn fate(self, submitted: &Submitted, now: Now) -> Fate {
-        let verdict = self.share.verdict(now.unix_s);
-        let job = self.share.job();
-        let worth = self.worth;
-        let block = found_block(job, worth, &self.channel.owner, submitted, &verdict);
-        if !self.is_live {
-            return Fate::Stale(block);
-        }
-        Fate::Judged(Judged {
-            template: job.job.template().id,
-            coinbase_sequence: job.job.coinbase_sequence(),
-            prev_hash: job.tip.hash,
-            prefix: job.prefix,
-            worth,
-            outcome: match submitted.name_is_bad {
-                true => Err(Refusal::InvalidUserIdentity),
-                false => verdict.outcome,
-            },
-            block,
-        })
-    }
+/// A share of a job that was found, still to be hashed.
+fn headed<'a>(
+    place: &'a Result<Place<'_>, Lost>,
+    submitted: &Submitted,
+) -> Result<share::Submitted<'a>, Lost> {
+    let Place { job, is_live, .. } = place.as_ref().map_err(|lost| *lost)?;
+    let refused = |refusal| Lost::Refused(if *is_live { refusal } else { Refusal::StaleShare });
+    share::Submitted::new(job, &submitted.claim).map_err(refused)
 }
 
+/// After the hashing.
+fn fate(
+    place: &Result<Place<'_>, Lost>,
+    share: &Result<share::Submitted<'_>, Lost>,
+    submitted: &Submitted,
+    now: Now,
+) -> Fate {
+    let (Place { job, channel, worth, is_live }, share) = match (place, share) {
+        (Ok(place), Ok(share)) => (place, share),
+        (Err(lost), _) | (Ok(_), Err(lost)) => return Fate::Lost(*lost),
+    };
+    let Verdict { is_block, outcome } = share.verdict(now.unix_s);
+    let found = || found_block(share, *worth, &channel.owner, submitted);
+    let block = is_block.then(found).flatten();
+    if !is_live {
+        return Fate::Stale(block);
+    }
+    Fate::Judged(Judged {
+        template: job.job.template().id,
+        coinbase_sequence: job.job.coinbase_sequence(),
+        prev_hash: job.tip.hash,
+        prefix: job.prefix,
+        worth: *worth,
+        outcome: match submitted.name_is_bad {
+            true => Err(Refusal::InvalidUserIdentity),
+            false => outcome,
+        },
+        block,
+    })
+}
+
+#[cold]
 fn found_block(
-    job: &FrozenJob<'_>,
+    share: &share::Submitted<'_>,
     worth: Worth,
     owner: &Owner,
     submitted: &Submitted,
-    verdict: &Verdict,
 ) -> Option<Box<FoundBlock>> {
-    if !verdict.is_block {
-        return None;
-    }
+    let (job, header) = (share.job(), *share.header());
     let extranonce = match submitted.claim.rolled {
         Some(rolled) => job.prefix.followed_by(rolled.as_slice())?,
         None => job.prefix.standard(),
     };
     let worker = submitted.worker.as_ref().unwrap_or(&owner.worker);
     Some(Box::new(FoundBlock {
-        hash: verdict.header.hash(),
-        header: verdict.header,
+        hash: header.hash(),
+        header,
         extranonce,
         job: Job::clone(job.job),
         worth,
