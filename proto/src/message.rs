@@ -790,9 +790,9 @@ impl<'a> Iterator for TlvIter<'a> {
         }
         let mut reader = Reader::new(self.rest);
         let tlv = (|| {
-            let extension = (self.order)(reader.array()?);
+            let extension = (self.order)(*reader.array()?);
             let field = u8::read(&mut reader)?;
-            let length = usize::from((self.order)(reader.array()?));
+            let length = usize::from((self.order)(*reader.array()?));
             Ok(Tlv { extension, field, value: reader.bytes(length)? })
         })();
         // After bytes that are no TLV there is no telling where the next one would start.

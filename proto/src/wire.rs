@@ -65,12 +65,12 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    /// The next `N` bytes as an array.
+    /// The next `N` bytes where they stand: an array in a `Result` would be moved in odd pieces.
     #[inline]
-    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
+    pub fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], WireError> {
         let (taken, rest) = self.rest.split_first_chunk::<N>().ok_or(WireError::Truncated)?;
         self.rest = rest;
-        Ok(*taken)
+        Ok(taken)
     }
 }
 
@@ -87,7 +87,7 @@ macro_rules! integers {
         impl<'a> Field<'a> for $int {
             #[inline]
             fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
-                Ok(<$int>::from_le_bytes(reader.array()?))
+                Ok(<$int>::from_le_bytes(*reader.array()?))
             }
             #[inline]
             fn write(&self, out: &mut Vec<u8>) {
@@ -116,7 +116,7 @@ impl<'a> Field<'a> for bool {
 impl<'a> Field<'a> for [u8; 32] {
     #[inline]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
-        reader.array()
+        Ok(*reader.array()?)
     }
     #[inline]
     fn write(&self, out: &mut Vec<u8>) {
@@ -148,8 +148,10 @@ impl<'a> Field<'a> for Option<u32> {
 /// `B0_32`: 0 to 32 bytes, held inline so that a share stays `Copy`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct B032 {
-    len: u8,
     bytes: [u8; 32],
+    // A word, behind words: a copy then reads the pieces that were written. Of a byte among bytes it reads
+    // some that were written a moment ago in smaller pieces, and waits for them.
+    len: u64,
 }
 
 impl B032 {
@@ -158,19 +160,19 @@ impl B032 {
         let mut inline = [0; 32];
         let len = bytes.len();
         inline.get_mut(..len).ok_or(TooLong { len, max: 32 })?.copy_from_slice(bytes);
-        Ok(Self { len: len as u8, bytes: inline })
+        Ok(Self { bytes: inline, len: len as u64 })
     }
 
     /// The bytes that are used.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len)]
+        &self.bytes[..self.len()]
     }
 
     /// Number of bytes, 0 to 32.
     #[must_use]
     pub fn len(&self) -> usize {
-        usize::from(self.len)
+        self.len as usize
     }
 
     /// No bytes at all.
@@ -197,20 +199,22 @@ impl<'a> Field<'a> for B032 {
         if len > 32 {
             return Err(WireError::TooLong(len));
         }
-        // A share's extranonce is of this length: two moves, where any other is a call to memcpy.
+        // A share's extranonce is of this length: two words that go through registers, where any other
+        // length is a call to memcpy.
         if len == EXTRANONCE_ROLLABLE_LEN {
+            let words = [u64::read(reader)?, u64::read(reader)?];
             let mut bytes = [0; 32];
-            bytes[..EXTRANONCE_ROLLABLE_LEN]
-                .copy_from_slice(&reader.array::<EXTRANONCE_ROLLABLE_LEN>()?);
-            return Ok(Self { len: EXTRANONCE_ROLLABLE_LEN as u8, bytes });
+            bytes[..8].copy_from_slice(&words[0].to_le_bytes());
+            bytes[8..16].copy_from_slice(&words[1].to_le_bytes());
+            return Ok(Self { bytes, len: EXTRANONCE_ROLLABLE_LEN as u64 });
         }
         let mut bytes = [0; 32];
         bytes[..len].copy_from_slice(reader.bytes(len)?);
-        Ok(Self { len: len as u8, bytes })
+        Ok(Self { bytes, len: len as u64 })
     }
     #[inline]
     fn write(&self, out: &mut Vec<u8>) {
-        out.push(self.len);
+        out.push(self.len as u8);
         out.extend_from_slice(self.as_slice());
     }
 }
