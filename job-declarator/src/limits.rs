@@ -12,6 +12,10 @@ pub const BLOCK_LEN_MAX: usize = 4_000_000;
 /// Transactions of a block: the smallest has 60 bytes without witness, 240 weight units, so no valid
 /// block holds more.
 pub const BLOCK_TRANSACTIONS_MAX: usize = 16_667;
+/// BIP141: bytes outside of a witness weigh this much, signature operations outside of one cost it.
+pub const WITNESS_SCALE: u64 = 4;
+/// BIP141: cost of a block's signature operations.
+pub const SIGOP_COST_MAX: u64 = 80_000;
 /// 21 million bitcoin.
 pub const MONEY_MAX_SATS: u64 = 2_100_000_000_000_000;
 /// Lock times from here on are seconds (BIP65), so no chain's height is ever taken beyond it.
@@ -50,6 +54,22 @@ pub const RPC_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Without a long-poll a template is this old at most before it is asked for anew (Core's long-poll
 /// answers after 60 s if transactions came).
 pub const RPC_POLL_REFRESH: Duration = Duration::from_secs(30);
+
+/// Checks of declared jobs in flight, apart from both: each keeps Core's main lock for as long as a block
+/// takes to validate (a tenth of a second with a warm cache), so more would gain nothing, only delay a
+/// block that is submitted meanwhile. 8 MB of hex each.
+pub const RPC_CHECKS_MAX: usize = 2;
+
+// ---- declared jobs ----
+
+/// Outputs of a declared coinbase, their count included: some ninety. They are hashed with every share,
+/// 64 bytes in 50 ns.
+pub const COINBASE_OUTPUTS_LEN_MAX: usize = 4_096;
+/// What stands before the extranonce: version 4, marker and flag 2, count 1, previous output 36, a length
+/// of one byte, scriptSig.
+pub const COINBASE_PREFIX_LEN_MAX: usize = 4 + 2 + 1 + 36 + 1 + proto::limits::SCRIPT_SIG_MAX;
+/// What stands behind it: nSequence 4, outputs, a witness of one 32-byte item, nLockTime 4.
+pub const COINBASE_SUFFIX_LEN_MAX: usize = 4 + COINBASE_OUTPUTS_LEN_MAX + 34 + 4;
 
 // ---- the embedded chain ----
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bitcoin::{Amount, Block, CompactTarget, ScriptBuf};
 use common::{Grind, commit_to_witnesses, forge, forge_header, job, mine, mine_job};
 use job_declarator::node::embedded::{Clock, EmbeddedChain, EmbeddedError, EmbeddedOptions};
-use job_declarator::node::{Node, NodeTemplate, Submitted};
+use job_declarator::node::{Checked, Node, NodeTemplate, Submitted};
 use proto::job::JobId;
 use proto::template::{PrevHash, TemplateId};
 
@@ -56,7 +56,11 @@ async fn is_refused(chain: &EmbeddedChain, block: &[u8], word: &str) {
     let reason = reason(chain, block).await;
     assert!(reason.starts_with(word), "{reason}");
     let checked = chain.check_block(block).await.unwrap();
-    assert_eq!(checked, Err(reason));
+    let expected = match word {
+        "prev-blk-not-found" => Checked::NotOnTip(reason),
+        _ => Checked::Invalid(reason),
+    };
+    assert_eq!(checked, expected);
     assert_eq!(chain.chain_info().await.unwrap(), before);
 }
 
@@ -64,10 +68,11 @@ async fn is_refused(chain: &EmbeddedChain, block: &[u8], word: &str) {
 async fn a_block_mined_from_the_template_is_accepted_and_then_known() {
     let (chain, block) = chain_and_block().await;
     assert_eq!(chain.chain_info().await.unwrap().height, 120);
-    assert_eq!(chain.check_block(&block).await.unwrap(), Ok(()));
+    assert_eq!(chain.check_block(&block).await.unwrap(), Checked::Valid);
     assert_eq!(chain.submit_block(&block).await.unwrap(), Submitted::Accepted);
     assert_eq!(chain.submit_block(&block).await.unwrap(), Submitted::AlreadyKnown);
-    assert_eq!(chain.check_block(&block).await.unwrap(), Err("duplicate".to_owned()));
+    let known = Checked::NotOnTip("duplicate".to_owned());
+    assert_eq!(chain.check_block(&block).await.unwrap(), known);
     let info = chain.chain_info().await.unwrap();
     assert_eq!(info.height, 121);
     assert_eq!(chain.height_of(&info.tip).await.unwrap(), Some(121));
@@ -108,7 +113,7 @@ async fn a_wrong_proof_of_work_is_refused_but_passes_the_check() {
     let (chain, block) = chain_and_block().await;
     let weak = forge_header(&block, Grind::Missed, |_| {});
     assert!(reason(&chain, &weak).await.starts_with("high-hash"));
-    assert_eq!(chain.check_block(&weak).await.unwrap(), Ok(()));
+    assert_eq!(chain.check_block(&weak).await.unwrap(), Checked::Valid);
 }
 
 #[tokio::test]
@@ -133,7 +138,7 @@ async fn a_wrong_header_is_refused_by_name() {
     }
     for time in [median + 1, NOW + 7_200] {
         let good = forge_header(&block, Grind::Met, |block| block.header.time = time);
-        assert_eq!(chain.check_block(&good).await.unwrap(), Ok(()), "{time}");
+        assert_eq!(chain.check_block(&good).await.unwrap(), Checked::Valid, "{time}");
     }
 }
 
@@ -172,7 +177,7 @@ async fn a_wrong_coinbase_is_refused_by_name() {
         is_refused(&chain, &forge(&block, change), word).await;
     }
     let longest = forge(&block, |block| edit_script_sig(block, |script| script.resize(100, 0)));
-    assert_eq!(chain.check_block(&longest).await.unwrap(), Ok(()));
+    assert_eq!(chain.check_block(&longest).await.unwrap(), Checked::Valid);
 }
 
 fn add_a_satoshi(block: &mut Block) {
@@ -289,7 +294,7 @@ async fn of_two_competing_blocks_the_second_is_stale() {
     assert_eq!(chain.submit_block(&first).await.unwrap(), Submitted::Accepted);
     assert_eq!(chain.submit_block(&second).await.unwrap(), Submitted::Stale);
     let checked = chain.check_block(&second).await.unwrap();
-    assert_eq!(checked, Err("inconclusive-not-best-prevblk".to_owned()));
+    assert_eq!(checked, Checked::NotOnTip("inconclusive-not-best-prevblk".to_owned()));
     // Being late excuses no missing proof of work.
     let weak = forge_header(&second, Grind::Missed, |_| {});
     assert!(reason(&chain, &weak).await.starts_with("high-hash"));
@@ -350,7 +355,7 @@ async fn without_a_block_a_waiting_caller_gets_new_transactions_on_the_same_tip(
     assert!(old[15..].iter().zip(&new[15..]).all(|(old, new)| old != new));
     // Both are good blocks still.
     for shown in [&shown, &fresh] {
-        assert_eq!(chain.check_block(&mine(shown, 1)).await.unwrap(), Ok(()));
+        assert_eq!(chain.check_block(&mine(shown, 1)).await.unwrap(), Checked::Valid);
     }
     assert_eq!(present(&chain).await.template.id, fresh.template.id);
 }

@@ -17,7 +17,7 @@ use bitcoincore_rpc::{Auth, Client, RpcApi};
 use common::{Grind, commit_to_witnesses, forge, forge_header, job, mine, mine_job};
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
 use job_declarator::node::rpc::{RpcAuth, RpcNode, RpcOptions, RpcTimes};
-use job_declarator::node::{Node, NodeError, NodeTemplate, Submitted};
+use job_declarator::node::{Checked, Node, NodeError, NodeTemplate, Submitted};
 use proto::job::JobId;
 use serde_json::{Value, json};
 
@@ -234,14 +234,19 @@ fn bad_headers() -> Vec<Change> {
 }
 
 async fn refuses_what_is_bad(node: &dyn Node, block: &[u8]) {
-    assert_eq!(node.check_block(block).await.unwrap(), Ok(()));
+    assert_eq!(node.check_block(block).await.unwrap(), Checked::Valid);
     let weak = forge_header(block, Grind::Missed, |_| {});
-    assert_eq!(node.check_block(&weak).await.unwrap(), Ok(()), "proof of work is not looked at");
+    let checked = node.check_block(&weak).await.unwrap();
+    assert_eq!(checked, Checked::Valid, "proof of work is not looked at");
     for (word, change) in [bad_coinbases(), bad_transactions(), bad_headers()].concat() {
-        let reason = node.check_block(&change(block)).await.unwrap().unwrap_err();
+        let checked = node.check_block(&change(block)).await.unwrap();
+        let (Checked::Invalid(reason) | Checked::NotOnTip(reason)) = checked else {
+            panic!("{}: valid for {word}", node.name());
+        };
         assert!(reason.starts_with(word), "{}: {reason} for {word}", node.name());
     }
-    let cut = node.check_block(&block[..block.len() - 1]).await.unwrap().unwrap_err();
+    let checked = node.check_block(&block[..block.len() - 1]).await.unwrap();
+    let Checked::Invalid(cut) = checked else { panic!("not refused: {checked:?}") };
     assert!(cut.to_lowercase().contains("decode failed"), "{cut}");
 }
 
@@ -412,6 +417,6 @@ async fn the_largest_embedded_block_is_valid() {
     let block = mine(&shown, 1);
     let weight = bitcoin::consensus::deserialize::<Block>(&block).unwrap().weight();
     assert!(weight.to_wu() > 3_000_000);
-    assert_eq!(node.check_block(&block).await.unwrap(), Ok(()));
+    assert_eq!(node.check_block(&block).await.unwrap(), Checked::Valid);
     is_accepted(&node, &block).await;
 }

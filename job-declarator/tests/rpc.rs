@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::mine;
+use job_declarator::limits::{RPC_CALLS_MAX, RPC_CHECKS_MAX, RPC_SUBMISSIONS_MAX};
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
 use job_declarator::node::rpc::{RpcAuth, RpcNode, RpcOptions, RpcTimes};
-use job_declarator::node::{Node, NodeError, NodeTemplate, Submitted};
+use job_declarator::node::{Checked, Node, NodeError, NodeTemplate, Submitted};
 use mock_core::{Answer, Asked, MockCore, http, template_json};
 use serde_json::{Value, json};
 
@@ -76,6 +77,7 @@ async fn a_template_is_read_whole_and_its_block_is_accepted_by_the_chain_it_came
         let core = core_with_template(template_json(&shown, "lp1"));
         let read = node(&core).next_template(None).await.unwrap();
         assert_eq!(read.prev_hash, shown.prev_hash);
+        assert_eq!(read.earliest_ntime, shown.earliest_ntime);
         assert_eq!(read.template.merkle_path, shown.template.merkle_path);
         assert_eq!(read.template.transactions, shown.template.transactions);
         assert_eq!(read.template.required_outputs, shown.template.required_outputs);
@@ -438,15 +440,60 @@ async fn answers_to_a_submitted_block_mean_what_bip22_says() {
 #[tokio::test]
 async fn a_proposal_is_good_or_has_a_reason() {
     let core = core_with("getblocktemplate", || Answer::Result(json!(null)));
-    assert_eq!(node(&core).check_block(&[0xab]).await.unwrap(), Ok(()));
+    assert_eq!(node(&core).check_block(&[0xab]).await.unwrap(), Checked::Valid);
     assert_eq!(core.asked()[0].params, json!([{"mode": "proposal", "data": "ab"}]));
     for (answer, reason) in [
         ((|| Answer::Result(json!("bad-cb-amount"))) as fn() -> Answer, "bad-cb-amount"),
+        (|| Answer::Result(json!("duplicate-invalid")), "duplicate-invalid"),
         (|| Answer::Error(-22, "Block decode failed"), "Block decode failed"),
     ] {
         let core = core_with("getblocktemplate", answer);
-        assert_eq!(node(&core).check_block(&[0xab]).await.unwrap(), Err(reason.to_owned()));
+        let checked = node(&core).check_block(&[0xab]).await.unwrap();
+        assert_eq!(checked, Checked::Invalid(reason.to_owned()));
     }
+}
+
+#[tokio::test]
+async fn a_proposal_on_another_tip_is_told_from_an_invalid_one() {
+    for (answer, reason) in [
+        (
+            (|| Answer::Result(json!("inconclusive-not-best-prevblk"))) as fn() -> Answer,
+            "inconclusive-not-best-prevblk",
+        ),
+        (|| Answer::Result(json!("bad-prevblk")), "bad-prevblk"),
+        (|| Answer::Result(json!("prev-blk-not-found")), "prev-blk-not-found"),
+        (|| Answer::Result(json!("duplicate")), "duplicate"),
+    ] {
+        let core = core_with("getblocktemplate", answer);
+        let checked = node(&core).check_block(&[0xab]).await.unwrap();
+        assert_eq!(checked, Checked::NotOnTip(reason.to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn stalled_checks_hold_up_neither_a_question_nor_a_block() {
+    let core = MockCore::start(|asked| match asked.method.as_str() {
+        "getblocktemplate" => Answer::Stall,
+        "submitblock" => Answer::Result(json!(null)),
+        _ => chain_info(asked, "regtest").unwrap_or(Answer::Status(404)),
+    });
+    let times = RpcTimes { call: Duration::from_secs(60), ..times() };
+    let auth = RpcAuth::UserPass { user: "pool".to_owned(), password: "secret".to_owned() };
+    let node = Arc::new(RpcNode::new(RpcOptions { url: core.url(), auth, times }).unwrap());
+    // Twice as many as there are places for all kinds of calls.
+    let checks: Vec<_> = (0..2 * (RPC_CHECKS_MAX + RPC_CALLS_MAX + RPC_SUBMISSIONS_MAX))
+        .map(|_| {
+            let node = Arc::clone(&node);
+            tokio::spawn(async move { node.check_block(&[0xab]).await })
+        })
+        .collect();
+    while core.count("getblocktemplate") < RPC_CHECKS_MAX {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(node.chain_info().await.unwrap().height, 120);
+    assert_eq!(node.submit_block(&[0xab]).await.unwrap(), Submitted::Accepted);
+    assert_eq!(core.count("getblocktemplate"), RPC_CHECKS_MAX, "no more at once");
+    checks.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
 use job_declarator::node::{
-    ChainInfo, Node, NodeError, NodeFuture, NodeTemplate, Submitted, TemplateMark,
+    ChainInfo, Checked, Node, NodeError, NodeFuture, NodeTemplate, Submitted, TemplateMark,
 };
 use pool::block::{Blocks, BlocksHandle};
 use pool::metrics::Metrics;
@@ -74,7 +74,7 @@ impl Node for Line {
         }
         self.chain.submit_block(block)
     }
-    fn check_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Result<(), String>> {
+    fn check_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Checked> {
         self.chain.check_block(block)
     }
     fn height_of<'a>(&'a self, hash: &'a [u8; 32]) -> NodeFuture<'a, Option<u32>> {

@@ -4,9 +4,7 @@
 
 use std::sync::Arc;
 
-use bitcoin::hashes::Hash;
-use bitcoin::{Block, WitnessMerkleNode, Wtxid, merkle_tree};
-use proto::template::{Template, TemplateId};
+use proto::template::{Template, TemplateId, merkle_path, merkle_root, sha256d};
 
 /// scriptPubKey of the witness commitment: OP_RETURN, 36 bytes, `aa21a9ed` (BIP141).
 pub(crate) const COMMITMENT_HEADER: [u8; 6] = [0x6a, 0x24, 0xaa, 0x21, 0xa9, 0xed];
@@ -23,16 +21,19 @@ pub(crate) fn subsidy_sats(height: u32, halving_interval: u32) -> u64 {
     5_000_000_000_u64.checked_shr(height / halving_interval).unwrap_or(0)
 }
 
-/// The script that commits to the witnesses of a block with these transactions behind its coinbase.
-pub(crate) fn commitment_script(wtxids: &[Wtxid]) -> Vec<u8> {
+/// What the coinbase of a block with these transactions behind it commits to (BIP141), its reserved
+/// value being zeros. Ids in header byte order.
+pub(crate) fn witness_commitment(wtxids: &[[u8; 32]]) -> [u8; 32] {
     // The coinbase stands in the witness tree as zeros, so its witness cannot depend on itself.
-    let leaves = std::iter::once(Wtxid::all_zeros()).chain(wtxids.iter().copied());
-    let leaves: Vec<_> = leaves.map(Wtxid::to_raw_hash).collect();
-    let root = merkle_tree::calculate_root(leaves.into_iter())
-        .expect("there is always the coinbase's leaf");
-    let commitment =
-        Block::compute_witness_commitment(&WitnessMerkleNode::from_raw_hash(root), &[0; 32]);
-    [&COMMITMENT_HEADER[..], commitment.as_ref()].concat()
+    let root = merkle_root([0; 32], &merkle_path(wtxids));
+    let mut preimage = [0; 64];
+    preimage[..32].copy_from_slice(&root);
+    sha256d(&preimage)
+}
+
+/// The script that commits to the witnesses of a block with these transactions behind its coinbase.
+pub(crate) fn commitment_script(wtxids: &[[u8; 32]]) -> Vec<u8> {
+    [&COMMITMENT_HEADER[..], &witness_commitment(wtxids)].concat()
 }
 
 /// An output of nothing with `script`, as it stands in a transaction.

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bitcoin::hashes::Hash;
-use bitcoin::{Block, BlockHash, Network};
+use bitcoin::{BlockHash, Network};
 use proto::job::{HeaderFields, Job};
 use proto::target::Target;
 use proto::template::{Output, PrevHash, Template, TemplateId, merkle_path};
@@ -23,10 +23,11 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tracing::info;
 
-use self::chain::{BlockFault, Chain, Parameters, ProofOfWork, REGTEST_NBITS};
+use self::chain::{BlockFault, Candidate, Chain, Parameters, ProofOfWork, REGTEST_NBITS};
 use self::file::BlockFile;
 use super::{
-    ChainInfo, Node, NodeError, NodeFuture, NodeTemplate, Submitted, TemplateMark, assemble,
+    ChainInfo, Checked, Node, NodeError, NodeFuture, NodeTemplate, Submitted, TemplateMark,
+    assemble,
 };
 use crate::limits::{
     EMBEDDED_START_HEIGHT_MAX, EMBEDDED_START_HEIGHT_MIN, EMBEDDED_TRANSACTIONS_MAX,
@@ -225,10 +226,20 @@ impl EmbeddedChain {
         &self,
         job: impl FnOnce(&mut State) -> T + Send + 'static,
     ) -> Result<T, NodeError> {
+        self.prepared(|| (), |state, ()| job(state)).await
+    }
+
+    /// Runs `prepare` on a blocking thread, and then `job` with the chain.
+    async fn prepared<P, T: Send + 'static>(
+        &self,
+        prepare: impl FnOnce() -> P + Send + 'static,
+        job: impl FnOnce(&mut State, P) -> T + Send + 'static,
+    ) -> Result<T, NodeError> {
         let state = Arc::clone(&self.state);
         let done = tokio::task::spawn_blocking(move || {
+            let prepared = prepare();
             let mut state = state.lock().ok()?;
-            Some(job(&mut state))
+            Some(job(&mut state, prepared))
         });
         // Both mean that a thread ended in the middle of its work, so the state cannot be trusted.
         let broken = || NodeError::Unreachable("the embedded chain stopped".to_owned());
@@ -264,9 +275,22 @@ impl EmbeddedChain {
     }
 
     async fn submit(&self, block: Vec<u8>) -> Result<Submitted, NodeError> {
-        self.with_state(move |state| state.submit(&block))
-            .await?
-            .map_err(|error| NodeError::Unreachable(error.to_string()))
+        let prepare = move || (decode(&block), block);
+        self.prepared(prepare, |state, (candidate, block)| match candidate {
+            Ok(candidate) => state.submit(&candidate, &block),
+            Err(reason) => Ok(Submitted::Rejected(reason)),
+        })
+        .await?
+        .map_err(|error| NodeError::Unreachable(error.to_string()))
+    }
+
+    /// Checks are many, and the chain's lock is not theirs to keep: what can be, is done without it.
+    async fn check(&self, block: Vec<u8>) -> Result<Checked, NodeError> {
+        let prepare = move || decode(&block);
+        self.prepared(prepare, |state, candidate| {
+            Checked::from_reason(candidate.and_then(|candidate| state.check(&candidate)).err())
+        })
+        .await
     }
 }
 
@@ -295,9 +319,8 @@ impl Node for EmbeddedChain {
         Box::pin(self.submit(block.to_vec()))
     }
 
-    fn check_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Result<(), String>> {
-        let block = block.to_vec();
-        Box::pin(self.with_state(move |state| state.check(&block)))
+    fn check_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Checked> {
+        Box::pin(self.check(block.to_vec()))
     }
 
     fn height_of<'a>(&'a self, hash: &'a [u8; 32]) -> NodeFuture<'a, Option<u32>> {
@@ -321,12 +344,14 @@ impl State {
             None => self.assemble(),
         };
         let height = shown.template.height;
+        let earliest_ntime = self.chain.median_time_past() + 1;
         NodeTemplate {
             prev_hash: PrevHash {
                 hash: self.chain.tip().to_byte_array(),
                 nbits: self.chain.nbits_at(height),
-                min_ntime: self.now().max(self.chain.median_time_past() + 1),
+                min_ntime: self.now().max(earliest_ntime),
             },
+            earliest_ntime,
             template: shown.template,
             next: Some(shown.next),
             mark: self.mark(),
@@ -344,7 +369,8 @@ impl State {
         if !transactions.is_empty() {
             let txids: Vec<_> =
                 transactions.iter().map(|one| one.compute_txid().to_byte_array()).collect();
-            let wtxids: Vec<_> = transactions.iter().map(|one| one.compute_wtxid()).collect();
+            let wtxids: Vec<_> =
+                transactions.iter().map(|one| one.compute_wtxid().to_byte_array()).collect();
             let raw = transactions.iter().map(bitcoin::consensus::serialize);
             template.merkle_path = merkle_path(&txids);
             template.transactions = Some(Arc::new(raw.map(Arc::from).collect()));
@@ -371,15 +397,12 @@ impl State {
     }
 
     /// An error means that the block could not be kept and so was not accepted.
-    fn submit(&mut self, bytes: &[u8]) -> Result<Submitted, EmbeddedError> {
-        let block = match decode(bytes) {
-            Ok(block) => block,
-            Err(reason) => return Ok(Submitted::Rejected(reason)),
-        };
+    fn submit(&mut self, candidate: &Candidate, bytes: &[u8]) -> Result<Submitted, EmbeddedError> {
+        let block = &candidate.block;
         if self.chain.height_of(&block.block_hash()).is_some() {
             return Ok(Submitted::AlreadyKnown);
         }
-        let changes = match self.chain.verify(&block, self.now(), ProofOfWork::Required) {
+        let changes = match self.chain.verify(candidate, self.now(), ProofOfWork::Required) {
             Ok(changes) => changes,
             Err(BlockFault::NotOnTip) => return Ok(Submitted::Stale),
             Err(fault) => return Ok(Submitted::Rejected(fault.to_string())),
@@ -387,20 +410,19 @@ impl State {
         if let Some(file) = &mut self.file {
             file.append(&[bytes])?;
         }
-        self.chain.connect(&block, changes);
+        self.chain.connect(block, changes);
         self.revision = 0;
         self.shown = None;
         self.tip.send_replace(self.chain.tip());
         Ok(Submitted::Accepted)
     }
 
-    fn check(&self, bytes: &[u8]) -> Result<(), String> {
-        let block = decode(bytes)?;
-        if self.chain.height_of(&block.block_hash()).is_some() {
+    fn check(&self, candidate: &Candidate) -> Result<(), String> {
+        if self.chain.height_of(&candidate.block.block_hash()).is_some() {
             return Err("duplicate".to_owned());
         }
         self.chain
-            .verify(&block, self.now(), ProofOfWork::Ignored)
+            .verify(candidate, self.now(), ProofOfWork::Ignored)
             .map(drop)
             .map_err(|fault| fault.to_string())
     }
@@ -456,16 +478,18 @@ fn prepared_block(chain: &Chain, ntime: u32) -> Result<Vec<u8>, String> {
 fn extend(chain: &mut Chain, bytes: &[u8], now: u32) -> Result<(), EmbeddedError> {
     let height = chain.height() + 1;
     let refused = |reason: String| EmbeddedError::Block { height, reason };
-    let block = decode(bytes).map_err(refused)?;
+    let candidate = decode(bytes).map_err(refused)?;
     let changes = chain
-        .verify(&block, now, ProofOfWork::Required)
+        .verify(&candidate, now, ProofOfWork::Required)
         .map_err(|fault| refused(fault.to_string()))?;
-    chain.connect(&block, changes);
+    chain.connect(&candidate.block, changes);
     Ok(())
 }
 
-fn decode(bytes: &[u8]) -> Result<Block, String> {
-    bitcoin::consensus::deserialize(bytes).map_err(|error| format!("block decode failed: {error}"))
+fn decode(bytes: &[u8]) -> Result<Candidate, String> {
+    bitcoin::consensus::deserialize(bytes)
+        .map(Candidate::new)
+        .map_err(|error| format!("block decode failed: {error}"))
 }
 
 /// The compact target nearest to `hashes` expected hashes, never above regtest's.

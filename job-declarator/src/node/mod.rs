@@ -5,7 +5,7 @@
 //! Every call may fail and says how; nothing here retries for ever or ends the process. Whoever calls
 //! decides what to do while a node is away.
 
-mod assemble;
+pub(crate) mod assemble;
 pub mod embedded;
 pub mod rpc;
 
@@ -13,8 +13,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use bitcoin::Network;
 use proto::template::{PrevHash, Template};
 use thiserror::Error;
+
+use crate::limits::{HALVING_INTERVAL, HALVING_INTERVAL_REGTEST};
 
 /// A node's answer, on its way.
 pub type NodeFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send + 'a>>;
@@ -61,6 +64,9 @@ pub struct NodeTemplate {
     /// The coinbase-only block to be found on the block that `template` will become, sent ahead as a
     /// future job so that a new tip costs one small message. `None` if its subsidy cannot be known.
     pub next: Option<Arc<Template>>,
+    /// The earliest time that consensus lets a block on the tip have: the median of the past plus one
+    /// second. A miner's clock may be behind the one that `min_ntime` is from.
+    pub earliest_ntime: u32,
     /// What to hand back to `next_template` to be told of something newer.
     pub mark: TemplateMark,
 }
@@ -80,6 +86,39 @@ pub enum Submitted {
     Stale,
     /// Invalid, with the node's reason.
     Rejected(String),
+}
+
+/// What a node says of a block that has no proof of work yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Checked {
+    /// Valid on the node's tip but for that.
+    Valid,
+    /// Not built on the node's tip, with the node's reason: one of the two is behind, and nothing else
+    /// was looked at.
+    NotOnTip(String),
+    /// Invalid, with the node's reason.
+    Invalid(String),
+}
+
+impl Checked {
+    /// By Core's reason for not taking a block (BIP22, BIP23); none is a valid block.
+    fn from_reason(reason: Option<String>) -> Self {
+        let Some(reason) = reason else { return Self::Valid };
+        // A block that the node has is no proposal any more: its tip was the tip once. One whose parent
+        // it does not have, or has found invalid, stands on another chain.
+        const NOT_ON_TIP: [&str; 5] = [
+            "inconclusive-not-best-prevblk",
+            "prev-blk-not-found",
+            "bad-prevblk",
+            "duplicate",
+            "duplicate-inconclusive",
+        ];
+        if NOT_ON_TIP.contains(&reason.as_str()) {
+            Self::NotOnTip(reason)
+        } else {
+            Self::Invalid(reason)
+        }
+    }
 }
 
 /// Where a node stands.
@@ -111,10 +150,18 @@ pub trait Node: Send + Sync + 'static {
     /// Offers a whole block (header, count, transactions with witness).
     fn submit_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Submitted>;
 
-    /// Whether a block would be valid on the present tip but for its proof of work. `Err` within `Ok`
-    /// carries the node's reason.
-    fn check_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Result<(), String>>;
+    /// Whether a block would be valid on the present tip but for its proof of work. Few of these run at
+    /// once and the others wait; submissions and questions about the tip never wait for them.
+    fn check_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Checked>;
 
     /// Height of a block in the best chain; `None` if it is unknown or off that chain.
     fn height_of<'a>(&'a self, hash: &'a [u8; 32]) -> NodeFuture<'a, Option<u32>>;
+}
+
+/// Satoshi that the block at `height` makes out of nothing.
+#[must_use]
+pub fn subsidy_sats(height: u32, network: Network) -> u64 {
+    let interval =
+        if network == Network::Regtest { HALVING_INTERVAL_REGTEST } else { HALVING_INTERVAL };
+    assemble::subsidy_sats(height, interval)
 }

@@ -27,9 +27,11 @@ use tracing::debug;
 
 use self::http::{Http, HttpError};
 use self::reply::{ChainReply, HeaderReply, TemplateReply, Unusable, Watched, abridged};
-use super::{ChainInfo, Node, NodeError, NodeFuture, NodeTemplate, Submitted, TemplateMark};
+use super::{
+    ChainInfo, Checked, Node, NodeError, NodeFuture, NodeTemplate, Submitted, TemplateMark,
+};
 use crate::limits::{
-    RPC_CALL_DEADLINE, RPC_CALLS_MAX, RPC_COOKIE_LEN_MAX, RPC_LONG_POLL_DEADLINE,
+    RPC_CALL_DEADLINE, RPC_CALLS_MAX, RPC_CHECKS_MAX, RPC_COOKIE_LEN_MAX, RPC_LONG_POLL_DEADLINE,
     RPC_POLL_INTERVAL, RPC_POLL_REFRESH, RPC_PROBE_INTERVAL, RPC_SUBMISSIONS_MAX,
     RPC_SUBMIT_DEADLINE,
 };
@@ -124,6 +126,7 @@ pub struct RpcNode {
     connection: Arc<Connection>,
     calls: Arc<Semaphore>,
     submissions: Arc<Semaphore>,
+    checks: Arc<Semaphore>,
     /// One place: a long-poll that was given up keeps it until its thread ends.
     long_polls: Arc<Semaphore>,
     /// The network of a node that has left its initial block download, which it does once in its life;
@@ -148,6 +151,7 @@ impl RpcNode {
             connection: Arc::new(Connection { options, cookie: Mutex::new(None) }),
             calls: Arc::new(Semaphore::new(RPC_CALLS_MAX)),
             submissions: Arc::new(Semaphore::new(RPC_SUBMISSIONS_MAX)),
+            checks: Arc::new(Semaphore::new(RPC_CHECKS_MAX)),
             long_polls: Arc::new(Semaphore::new(1)),
             ready: Mutex::new(None),
             network: OnceLock::new(),
@@ -332,8 +336,8 @@ impl RpcNode {
     async fn submit(&self, block: &[u8]) -> Result<Submitted, NodeError> {
         const METHOD: &str = "submitblock";
         let deadline = self.times().submit;
-        let params = vec![Value::String(hex::encode(block))];
         let permit = free_place(&self.submissions, METHOD, deadline).await?;
+        let params = vec![Value::String(hex::encode(block))];
         let answer: Result<Option<String>, _> =
             self.ask(permit, deadline, METHOD, params, Ok).await;
         Ok(match rejection(answer)?.as_deref() {
@@ -344,10 +348,15 @@ impl RpcNode {
         })
     }
 
-    async fn check(&self, block: &[u8]) -> Result<Result<(), String>, NodeError> {
+    async fn check(&self, block: &[u8]) -> Result<Checked, NodeError> {
+        const METHOD: &str = "getblocktemplate";
+        let deadline = self.times().call;
+        let permit = free_place(&self.checks, METHOD, deadline).await?;
+        // Hex is twice the block, so it is made when its turn has come and not by all who wait.
         let proposal = json!({ "mode": "proposal", "data": hex::encode(block) });
-        let answer = self.call("getblocktemplate", vec![proposal], Ok::<Option<String>, _>).await;
-        Ok(rejection(answer)?.map_or(Ok(()), |reason| Err(abridged(&reason))))
+        let answer: Result<Option<String>, _> =
+            self.ask(permit, deadline, METHOD, vec![proposal], Ok).await;
+        Ok(Checked::from_reason(rejection(answer)?.map(|reason| abridged(&reason))))
     }
 
     async fn height(&self, hash: [u8; 32]) -> Result<Option<u32>, NodeError> {
@@ -405,7 +414,7 @@ impl Node for RpcNode {
         Box::pin(self.submit(block))
     }
 
-    fn check_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Result<(), String>> {
+    fn check_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Checked> {
         Box::pin(self.check(block))
     }
 

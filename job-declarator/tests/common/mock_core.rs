@@ -166,7 +166,7 @@ pub fn template_json(shown: &job_declarator::node::NodeTemplate, long_poll_id: &
         "coinbasevalue": template.coinbase_value_sats,
         "longpollid": long_poll_id,
         "target": "7fffff0000000000000000000000000000000000000000000000000000000000",
-        "mintime": shown.prev_hash.min_ntime - 500,
+        "mintime": shown.earliest_ntime,
         "mutable": ["time", "transactions", "prevblock"],
         "noncerange": "00000000ffffffff",
         "sigoplimit": 80000,

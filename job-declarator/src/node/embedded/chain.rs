@@ -9,11 +9,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bitcoin::blockdata::block::Version;
 use bitcoin::hashes::Hash;
-use bitcoin::{Block, BlockHash, OutPoint, Script, Transaction, TxOut};
+use bitcoin::{
+    Block, BlockHash, OutPoint, Script, Transaction, TxMerkleNode, TxOut, Txid, merkle_tree,
+};
 use proto::target::Target;
 use thiserror::Error;
 
-use crate::limits::{BLOCK_LEN_MAX, BLOCK_WEIGHT_MAX, HALVING_INTERVAL_REGTEST, MONEY_MAX_SATS};
+use crate::limits::{
+    BLOCK_LEN_MAX, BLOCK_WEIGHT_MAX, HALVING_INTERVAL_REGTEST, MONEY_MAX_SATS, SIGOP_COST_MAX,
+};
 use crate::node::assemble::{COMMITMENT_HEADER, height_push, subsidy_sats};
 
 /// The easiest target, regtest's: every second hash is a block.
@@ -24,8 +28,6 @@ const COINBASE_MATURITY: u32 = 100;
 const MEDIAN_TIME_SPAN: usize = 11;
 /// How far a block may be ahead of the clock, seconds.
 const AHEAD_MAX_S: u32 = 7_200;
-/// Signature operations of a block, weighted (BIP141).
-const SIGOP_COST_MAX: usize = 80_000;
 /// The one witness script that this chain can run: OP_TRUE.
 const OP_TRUE_SCRIPT: [u8; 1] = [0x51];
 
@@ -59,6 +61,24 @@ pub(super) struct Changes {
 pub(super) enum ProofOfWork {
     Required,
     Ignored,
+}
+
+/// A block with what can be said of it without knowing any other, so that this much of the work is done
+/// before anybody takes the chain's lock.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub(super) block: Block,
+    txids: Vec<Txid>,
+    body: Result<(), BlockFault>,
+}
+
+impl Candidate {
+    /// Hashes every transaction some times.
+    pub(super) fn new(block: Block) -> Self {
+        let txids: Vec<Txid> = block.txdata.iter().map(Transaction::compute_txid).collect();
+        let body = verify_body(&block, &txids);
+        Self { block, txids, body }
+    }
 }
 
 /// Why a block is refused, in Core's words first.
@@ -189,15 +209,16 @@ impl Chain {
             .map(|(outpoint, coin)| (*outpoint, *coin))
     }
 
-    /// Whether `block` may follow the tip; what to hand to `connect` if so.
+    /// Whether a block may follow the tip; what to hand to `connect` if so.
     pub(super) fn verify(
         &self,
-        block: &Block,
+        candidate: &Candidate,
         now: u32,
         proof_of_work: ProofOfWork,
     ) -> Result<Changes, BlockFault> {
+        let block = &candidate.block;
         self.verify_header(block, proof_of_work)?;
-        verify_body(block)?;
+        candidate.body.clone()?;
         if block.header.prev_blockhash != self.tip() {
             return Err(BlockFault::NotOnTip);
         }
@@ -219,7 +240,7 @@ impl Chain {
         if !script_sig.starts_with(&height_push(height)) {
             return Err(BlockFault::CoinbaseHeight(height));
         }
-        self.verify_coins(block, height)
+        self.verify_coins(candidate, height)
     }
 
     /// Puts a verified block on the tip.
@@ -249,12 +270,14 @@ impl Chain {
     }
 
     /// Every input exists, is unlocked by its witness and is spent once; nobody makes money.
-    fn verify_coins(&self, block: &Block, height: u32) -> Result<Changes, BlockFault> {
+    fn verify_coins(&self, candidate: &Candidate, height: u32) -> Result<Changes, BlockFault> {
+        let block = &candidate.block;
         let mut made: BTreeMap<OutPoint, Coin> = BTreeMap::new();
         let mut spent = HashSet::new();
         let mut fees = 0;
         let mut sigop_cost = 0;
-        for (position, transaction) in block.txdata.iter().enumerate() {
+        let transactions = block.txdata.iter().zip(&candidate.txids);
+        for (position, (transaction, txid)) in transactions.enumerate() {
             let mut inputs_sats = 0;
             for input in transaction.input.iter().filter(|_| position > 0) {
                 let outpoint = input.previous_output;
@@ -282,9 +305,9 @@ impl Chain {
             }
             // Spent outputs are P2WSH without signatures, so only what stands in the open counts.
             sigop_cost += transaction.total_sigop_cost(|_| None::<TxOut>);
-            made.extend(spendable_outputs(transaction, height, position == 0));
+            made.extend(spendable_outputs(transaction, *txid, height, position == 0));
         }
-        if sigop_cost > SIGOP_COST_MAX {
+        if sigop_cost as u64 > SIGOP_COST_MAX {
             return Err(BlockFault::Sigops(sigop_cost));
         }
         let (paid, allowed) = (outputs_sum(&block.txdata[0])?, Self::subsidy_sats(height) + fees);
@@ -313,15 +336,16 @@ pub(super) fn op_true_witness() -> bitcoin::Witness {
     bitcoin::Witness::from_slice(&[OP_TRUE_SCRIPT])
 }
 
-/// What can be said of a block without knowing any other.
-fn verify_body(block: &Block) -> Result<(), BlockFault> {
+/// What can be said of a block without knowing any other; `txids` are those of its transactions.
+fn verify_body(block: &Block, txids: &[Txid]) -> Result<(), BlockFault> {
     let coinbase = block.txdata.first().ok_or(BlockFault::Length)?;
-    if !block.check_merkle_root() {
+    let root = merkle_tree::calculate_root(txids.iter().map(|txid| txid.to_raw_hash()));
+    if root.map(TxMerkleNode::from_raw_hash) != Some(block.header.merkle_root) {
         return Err(BlockFault::MerkleRoot);
     }
     // A repeated transaction at the end can leave the root as it was (CVE-2012-2459).
-    let mut txids = HashSet::with_capacity(block.txdata.len());
-    if !block.txdata.iter().all(|transaction| txids.insert(transaction.compute_txid())) {
+    let mut seen = HashSet::with_capacity(txids.len());
+    if !txids.iter().all(|txid| seen.insert(txid)) {
         return Err(BlockFault::DuplicateTransaction);
     }
     if block.total_size() > BLOCK_LEN_MAX {
@@ -387,10 +411,10 @@ fn outputs_sum(transaction: &Transaction) -> Result<u64, BlockFault> {
 
 fn spendable_outputs(
     transaction: &Transaction,
+    txid: Txid,
     height: u32,
     from_coinbase: bool,
 ) -> impl Iterator<Item = (OutPoint, Coin)> {
-    let txid = transaction.compute_txid();
     let ours = op_true_output();
     transaction.output.iter().enumerate().filter_map(move |(vout, output)| {
         let coin = Coin { sats: output.value.to_sat(), height, from_coinbase };

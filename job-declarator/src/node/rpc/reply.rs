@@ -9,17 +9,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bitcoin::hashes::Hash;
-use bitcoin::{BlockHash, Network, Transaction, Wtxid};
+use bitcoin::{BlockHash, Network, Transaction};
 use proto::target::Target;
 use proto::template::{PrevHash, Template, TemplateId, merkle_path};
 use serde::Deserialize;
 
-use crate::limits::{
-    BLOCK_LEN_MAX, BLOCK_TRANSACTIONS_MAX, HALVING_INTERVAL, HALVING_INTERVAL_REGTEST, HEIGHT_MAX,
-    MONEY_MAX_SATS,
-};
-use crate::node::assemble::{self, subsidy_sats};
-use crate::node::{ChainInfo, NodeTemplate, TemplateMark};
+use crate::limits::{BLOCK_LEN_MAX, BLOCK_TRANSACTIONS_MAX, HEIGHT_MAX, MONEY_MAX_SATS};
+use crate::node::{ChainInfo, NodeTemplate, TemplateMark, assemble, subsidy_sats};
 
 /// A witness commitment is 38 bytes and a signet's carries a signature besides; nobody needs more.
 const COMMITMENT_LEN_MAX: usize = 1_000;
@@ -138,6 +134,7 @@ impl TemplateReply {
         let next = next_template(network, TemplateId(id + 1), height + 1, version);
         Ok(NodeTemplate {
             prev_hash,
+            earliest_ntime: self.mintime,
             template: Arc::new(template),
             next: Some(Arc::new(next)),
             mark,
@@ -199,7 +196,7 @@ impl TemplateReply {
 struct Transactions {
     raw: Vec<Arc<[u8]>>,
     txids: Vec<[u8; 32]>,
-    wtxids: Vec<Wtxid>,
+    wtxids: Vec<[u8; 32]>,
     have_witness: bool,
 }
 
@@ -228,7 +225,7 @@ impl Transactions {
                 return Err(format!("transaction {index}: misnamed, repeated or a coinbase"));
             }
             parsed.txids.push(txid.to_byte_array());
-            parsed.wtxids.push(transaction.compute_wtxid());
+            parsed.wtxids.push(transaction.compute_wtxid().to_byte_array());
             parsed.have_witness |= transaction.input.iter().any(|input| !input.witness.is_empty());
             parsed.raw.push(raw.into());
         }
@@ -258,9 +255,7 @@ impl Watched {
 }
 
 fn next_template(network: Network, id: TemplateId, height: u32, version: u32) -> Template {
-    let interval =
-        if network == Network::Regtest { HALVING_INTERVAL_REGTEST } else { HALVING_INTERVAL };
-    assemble::coinbase_only(id, height, version, subsidy_sats(height, interval))
+    assemble::coinbase_only(id, height, version, subsidy_sats(height, network))
 }
 
 /// A block hash of a reply in header byte order.
