@@ -62,14 +62,11 @@ pub const RPC_CHECKS_MAX: usize = 2;
 
 // ---- declared jobs ----
 
-/// Outputs of a declared coinbase, their count included: some ninety. They are hashed with every share,
-/// 64 bytes in 50 ns.
-pub const COINBASE_OUTPUTS_LEN_MAX: usize = 4_096;
 /// What stands before the extranonce: version 4, marker and flag 2, count 1, previous output 36, a length
 /// of one byte, scriptSig.
 pub const COINBASE_PREFIX_LEN_MAX: usize = 4 + 2 + 1 + 36 + 1 + proto::limits::SCRIPT_SIG_MAX;
 /// What stands behind it: nSequence 4, outputs, a witness of one 32-byte item, nLockTime 4.
-pub const COINBASE_SUFFIX_LEN_MAX: usize = 4 + COINBASE_OUTPUTS_LEN_MAX + 34 + 4;
+pub const COINBASE_SUFFIX_LEN_MAX: usize = 4 + proto::limits::COINBASE_OUTPUTS_MAX + 34 + 4;
 
 // ---- the embedded chain ----
 
