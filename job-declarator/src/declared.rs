@@ -82,6 +82,14 @@ pub struct DeclaredJob {
     value_sats: u64,
     pool_sats: u64,
     fees_sats: u64,
+    size: Size,
+}
+
+/// What a block may only have so much of, as far as it is known.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    weight: u64,
+    sigop_cost: u64,
 }
 
 /// Checks a declaration (DeclareMiningJob, with what was supplied since) against our tip and rule.
@@ -118,7 +126,8 @@ pub fn check(
         }
     };
     check_block(&judged, &body, context)?;
-    let job = DeclaredJob::new(declaration.version, coinbase, &judged, Some(body), context);
+    let path = body.merkle_path().to_vec();
+    let job = DeclaredJob::new(declaration.version, coinbase, &judged, Some(body), path, context);
     Ok(Outcome::Sound { job: Box::new(job), supplied })
 }
 
@@ -128,20 +137,10 @@ impl DeclaredJob {
         coinbase: Coinbase,
         judged: &Judged,
         body: Option<Arc<Body>>,
-        context: &Context<'_>,
-    ) -> Self {
-        let path = body.as_ref().map_or_else(Vec::new, |body| body.merkle_path().to_vec());
-        Self::with_path(version, coinbase, judged, body, path, context)
-    }
-
-    fn with_path(
-        version: u32,
-        coinbase: Coinbase,
-        judged: &Judged,
-        body: Option<Arc<Body>>,
         merkle_path: Vec<[u8; 32]>,
         context: &Context<'_>,
     ) -> Self {
+        let size = size_of(judged, body.as_deref());
         let template = Template {
             // Counts the templates of nodes; a declared job has a name of its own.
             id: TemplateId(0),
@@ -168,6 +167,7 @@ impl DeclaredJob {
             value_sats: judged.value_sats,
             pool_sats: judged.pool_sats,
             fees_sats: judged.value_sats.saturating_sub(context.subsidy_sats),
+            size,
         }
     }
 
@@ -217,6 +217,18 @@ impl DeclaredJob {
     #[must_use]
     pub fn fees_sats(&self) -> u64 {
         self.fees_sats
+    }
+
+    /// Weight units of the whole block; of its header and coinbase alone if only the miner knows more.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        self.size.weight
+    }
+
+    /// Cost of the block's signature operations that stand in the open (BIP141), as far as its weight.
+    #[must_use]
+    pub fn sigop_cost(&self) -> u64 {
+        self.size.sigop_cost
     }
 
     /// The whole block on `tip` for `Node::check_block`: extranonce and nonce are zeros, and there is
@@ -333,15 +345,23 @@ fn check_block(judged: &Judged, body: &Body, context: &Context<'_>) -> Result<()
     if count == 0 && judged.value_sats > context.subsidy_sats {
         return Err(Refusal::Money);
     }
-    // The count of transactions, the coinbase among them, is a CompactSize of at most 16,667.
-    let count_len = if count + 1 < 0xfd { 1 } else { 3 };
-    let weight = WITNESS_SCALE * (HEADER_LEN + count_len) + judged.weight + body.weight();
+    let Size { weight, sigop_cost } = size_of(judged, Some(body));
     if weight > BLOCK_WEIGHT_MAX {
         return Err(Refusal::Weight(weight));
     }
-    let sigop_cost = judged.sigop_cost + body.sigop_cost();
     if sigop_cost > SIGOP_COST_MAX {
         return Err(Refusal::Sigops(sigop_cost));
     }
     Ok(())
+}
+
+fn size_of(judged: &Judged, body: Option<&Body>) -> Size {
+    let (weight, sigop_cost, count) = body
+        .map_or((0, 0, 0), |body| (body.weight(), body.sigop_cost(), body.transactions().len()));
+    // The count of transactions, the coinbase among them, is a CompactSize of at most 16,667.
+    let count_len = if count + 1 < 0xfd { 1 } else { 3 };
+    Size {
+        weight: WITNESS_SCALE * (HEADER_LEN + count_len) + judged.weight + weight,
+        sigop_cost: judged.sigop_cost + sigop_cost,
+    }
 }

@@ -82,7 +82,7 @@ pub fn coinbase_only(
         None
     };
     let path = request.merkle_path.clone();
-    Ok(DeclaredJob::with_path(request.version, coinbase, &judged, body, path, context))
+    Ok(DeclaredJob::new(request.version, coinbase, &judged, body, path, context))
 }
 
 /// What a custom job says of the tip must be what our node says.

@@ -43,10 +43,20 @@ impl Desk {
             clock: Arc::new(|| NOW),
             ..EmbeddedOptions::default()
         };
-        let chain = EmbeddedChain::new(options).unwrap();
+        Self::on(EmbeddedChain::new(options).unwrap()).await
+    }
+
+    /// A template of this chain, its transactions all known to the pool.
+    pub async fn on(chain: EmbeddedChain) -> Self {
         let shown = chain.next_template(None).await.unwrap();
         let known = known(&shown);
         Self { chain, shown, rule: Rule::whole(payout_script()), known }
+    }
+
+    /// Whatever the chain's template is now.
+    pub async fn refresh(&mut self) {
+        self.shown = self.chain.next_template(None).await.unwrap();
+        self.known = known(&self.shown);
     }
 
     pub fn context(&self) -> Context<'_> {

@@ -93,7 +93,7 @@ fn add_output(outputs: &mut Vec<u8>, random: &mut Random) {
 }
 
 /// The witness commitment made to fit the list of transactions.
-fn recommit(built: &mut BuiltJob) {
+pub fn recommit(built: &mut BuiltJob) {
     let root = merkle_root([0; 32], &merkle_path(built.wtxids.as_deref().unwrap()));
     let commitment = sha256d(&[root, [0; 32]].concat());
     let outputs = &mut built.coinbase.outputs;
