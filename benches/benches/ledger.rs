@@ -62,7 +62,7 @@ impl Ledger {
             let mut answers = Vec::with_capacity(batches.len());
             let start = Instant::now();
             for batch in batches {
-                answers.push(self.handle.submit(batch).await.expect("the ledger runs"));
+                answers.push(self.handle.submit(batch, Vec::new()).await.expect("the ledger runs"));
             }
             for answer in answers {
                 let committed = answer.await.expect("the store takes it");

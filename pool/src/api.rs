@@ -29,16 +29,19 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::board::{BoardHandle, ConnectionSnapshot, HashRates};
+use crate::board::{
+    BoardHandle, ConnectionSnapshot, DeclarerSnapshot, HashRates, JobRow, VerdictRow,
+};
 use crate::credit::FailingSince;
 use crate::limits::{
     ACCEPT_PAUSE, BLOCK_ROWS_MAX, CHANNEL_ROWS_MAX, CONNECTION_ROWS_MAX, CREDIT_FAILING_MAX,
-    HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, HTTP_IDLE_MAX, NODE_SIGN_OF_LIFE_EVERY, NODE_SILENCE_MAX,
-    PAGE_TIME_MAX, PAGES_MAX, STORE_PAGES_MAX, WORKER_ROWS_MAX,
+    DECLARED_ROWS_MAX, DECLARER_ROWS_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, HTTP_IDLE_MAX,
+    NODE_SIGN_OF_LIFE_EVERY, NODE_SILENCE_MAX, PAGE_TIME_MAX, PAGES_MAX, STORE_PAGES_MAX,
+    WORKER_ROWS_MAX,
 };
 use crate::listener::cannot_bind;
 use crate::metrics::Metrics;
-use crate::store::{BlockRecord, Store, StoreError, Totals, WorkerTotals};
+use crate::store::{BlockRecord, DeclaredTotals, Route, Store, StoreError, Totals, WorkerTotals};
 
 /// How often the histograms' samples are folded when nobody scrapes.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
@@ -131,6 +134,8 @@ struct TotalsPage {
     shares: u64,
     /// Expected hashes, decimal.
     work: String,
+    /// What of that was credited, decimal.
+    credit: String,
     accounts: u64,
     workers: u64,
     blocks_found: u64,
@@ -167,6 +172,10 @@ struct BlockRow {
     state: &'static str,
     /// What a node said.
     detail: String,
+    /// By which way it came first: share, solution, miner.
+    route: &'static str,
+    /// The declared job that it was found on, as /api/v1/declared names it.
+    declared_job: Option<String>,
 }
 
 /// GET /api/v1/workers
@@ -184,9 +193,48 @@ struct WorkerRow {
     shares: u64,
     /// Expected hashes, decimal.
     work: String,
+    /// What of that was credited, decimal.
+    credit: String,
     last_share_at_ms: u64,
     /// Of its best share ever.
     best_difficulty: f64,
+}
+
+/// GET /api/v1/declared
+#[derive(Debug, Serialize)]
+struct DeclaredPage<'a> {
+    /// Of all declarers, listed or not.
+    declarers_total: usize,
+    declarers: Vec<&'a DeclarerSnapshot>,
+    /// What checks came to, the newest first.
+    verdicts: Vec<&'a VerdictRow>,
+    /// Jobs that shares were credited on, the newest first.
+    jobs: Vec<DeclaredRow>,
+    /// Blocks that nodes took, since the store was made.
+    blocks_by_route: Vec<RouteRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct DeclaredRow {
+    declared_at_ms: u64,
+    account: String,
+    /// full-template, coinbase-only.
+    mode: &'static str,
+    prev_hash: String,
+    /// Absent in coinbase-only mode.
+    transactions: Option<u32>,
+    shares: u64,
+    #[serde(flatten)]
+    job: JobRow,
+}
+
+#[derive(Debug, Serialize)]
+struct RouteRow {
+    /// share, solution, miner.
+    route: &'static str,
+    blocks: u64,
+    /// Of these, found on declared jobs.
+    on_declared_jobs: u64,
 }
 
 /// GET /health/ready
@@ -281,6 +329,7 @@ pub fn router(sources: Sources) -> Router {
         .route("/api/v1/pool", get(pool_page))
         .route("/api/v1/blocks", get(blocks_page))
         .route("/api/v1/workers", get(workers_page))
+        .route("/api/v1/declared", get(declared_page))
         .route_layer(middleware::from_fn(move |page, next| in_turn(turns.clone(), page, next)))
         .route("/api/v1/channels", get(channels_page))
         .route("/metrics", get(metrics_page))
@@ -427,6 +476,7 @@ fn totals_page(totals: Totals) -> TotalsPage {
     TotalsPage {
         shares: totals.shares,
         work: totals.work.to_string(),
+        credit: totals.credit.to_string(),
         accounts: totals.accounts,
         workers: totals.workers,
         blocks_found: totals.blocks_found,
@@ -467,6 +517,8 @@ fn block_row(block: BlockRecord) -> BlockRow {
         value_sats: block.value_sats,
         state: block.state.as_str(),
         detail: block.detail,
+        route: block.route.as_str(),
+        declared_job: block.declared.map(|id| hex::encode(id.0)),
     }
 }
 
@@ -482,9 +534,41 @@ fn worker_row(worker: WorkerTotals) -> WorkerRow {
         worker: worker.worker,
         shares: worker.shares,
         work: worker.work.to_string(),
+        credit: worker.credit.to_string(),
         last_share_at_ms: worker.last_share_at_ms,
         best_difficulty: Target::from_le_bytes(worker.best_hash).difficulty_for_display(),
     }
+}
+
+async fn declared_page(State(sources): Shared) -> Result<Response, Problem> {
+    let shown = sources.board.read_declared().await?;
+    let jobs = sources.store.declared_jobs(DECLARED_ROWS_MAX).await?;
+    let by_route = sources.store.blocks_by_route().await?;
+    let declarers = shown.declarers.iter().map(AsRef::as_ref);
+    let page = DeclaredPage {
+        declarers_total: shown.declarers.len(),
+        declarers: declarers.take(DECLARER_ROWS_MAX).collect(),
+        verdicts: shown.verdicts.iter().map(AsRef::as_ref).collect(),
+        jobs: jobs.into_iter().map(declared_row).collect(),
+        blocks_by_route: by_route.into_iter().map(route_row).collect(),
+    };
+    Ok(Json(page).into_response())
+}
+
+fn declared_row(DeclaredTotals { job, shares }: DeclaredTotals) -> DeclaredRow {
+    DeclaredRow {
+        declared_at_ms: job.declared_at_ms,
+        mode: job.mode.as_str(),
+        prev_hash: people_read(job.prev_hash),
+        transactions: job.transactions,
+        shares,
+        job: JobRow::of(&job),
+        account: job.account,
+    }
+}
+
+fn route_row((route, blocks, on_declared_jobs): (Route, u64, u64)) -> RouteRow {
+    RouteRow { route: route.as_str(), blocks, on_declared_jobs }
 }
 
 /// A hash as people write it.

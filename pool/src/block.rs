@@ -1,6 +1,9 @@
 //! A found block: to disk with fsync before anything else, then to every node until one has it, then
-//! into the store. Called by `miner` with the share still unanswered; `run` has it take up at start
-//! what an earlier run left on disk.
+//! into the store. Called by `miner` with the share still unanswered, and by `declarer` with a pushed
+//! solution; `run` has it take up at start what an earlier run left on disk.
+//!
+//! A block of a declared job comes by up to three routes: the miner's own node, PushSolution, the share.
+//! The first wins and is written down; the same block by another is not kept twice.
 //!
 //! Must never lose a block to a crash, a full disk, a node that is away or a database that is down:
 //! each step goes on when another fails.
@@ -9,22 +12,23 @@ use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bitcoin::hashes::Hash;
 use job_declarator::node::{Node, NodeError, Submitted};
+use proto::mining::DeclaredId;
 use proto::mining::server::FoundBlock;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::limits::{
-    BLOCKS_UNDER_WAY_MAX, BLOCKS_WAITING_MAX, NODE_RETRY_FIRST, NODE_RETRY_MAX,
-    SETTLED_BLOCKS_KEPT, WAITING_BLOCKS_AT_ONCE,
+    BLOCKS_REMEMBERED, BLOCKS_UNDER_WAY_MAX, BLOCKS_WAITING_MAX, NODE_RETRY_FIRST, NODE_RETRY_MAX,
+    SETTLED_BLOCKS_KEPT, THEIR_BLOCK_LOOKS_MAX, WAITING_BLOCKS_AT_ONCE,
 };
 use crate::metrics::Metrics;
-use crate::store::{BlockRecord, BlockState, Store, StoreError};
+use crate::store::{BlockRecord, BlockState, DeclaredRecord, Route, Store, StoreError};
 use crate::templates::hex_of;
 
 /// Where connections hand in blocks. A clone leads to the same place.
@@ -33,7 +37,11 @@ pub struct BlocksHandle {
     dir: PathBuf,
     queue: mpsc::Sender<Kept>,
     metrics: Arc<Metrics>,
+    /// The newest blocks by hash, each kept once.
+    kept: Arc<Mutex<VecDeque<KeptOnce>>>,
 }
+
+type KeptOnce = ([u8; 32], Arc<OnceCell<()>>);
 
 /// Takes blocks to the nodes and records what became of them.
 pub struct Blocks {
@@ -46,9 +54,21 @@ pub struct Blocks {
 /// A block on its way to the nodes.
 struct Kept {
     record: BlockRecord,
-    bytes: Vec<u8>,
+    /// `None` of a job whose transactions its miner keeps to himself: only he can send it.
+    bytes: Option<Vec<u8>>,
     /// `None` if the disk refused it.
     file: Option<PathBuf>,
+    /// The declared job that it was found on.
+    job: Option<Arc<DeclaredRecord>>,
+    /// It was found in this run and by now only its miner may have shown it to a node.
+    is_new: bool,
+}
+
+/// What the nodes made of a block.
+struct Offered {
+    outcome: Submitted,
+    /// They knew it before we offered it for the first time.
+    was_known: bool,
 }
 
 /// Which blocks are offered now and which wait on disk for their turn, the oldest first.
@@ -84,8 +104,12 @@ impl Blocks {
             waiting: unsettled_files(&self.dir)?,
         };
         let (queue, kept) = mpsc::channel(BLOCKS_UNDER_WAY_MAX);
-        let handle =
-            BlocksHandle { dir: self.dir.clone(), queue, metrics: Arc::clone(&self.metrics) };
+        let handle = BlocksHandle {
+            dir: self.dir.clone(),
+            queue,
+            metrics: Arc::clone(&self.metrics),
+            kept: Arc::default(),
+        };
         let task = tokio::spawn(Arc::new(self).run(turns, kept, shutdown));
         Ok((handle, task))
     }
@@ -145,43 +169,28 @@ impl Blocks {
         shutdown: CancellationToken,
     ) {
         // The nodes do not wait for the store, nor the store for a node that is away.
-        let (outcome, _) = tokio::join!(
-            self.offer(&block.bytes, &block.record, &mut block.file, &shutdown),
-            self.record(&block.record, &shutdown),
+        let (offered, _) = tokio::join!(
+            self.settled(&block.bytes, &block.record, &mut block.file, &shutdown),
+            self.record(&block.record, block.job.as_deref(), &shutdown),
         );
-        let Some(outcome) = outcome else {
+        let Some(Offered { outcome, was_known }) = offered else {
             let hash = hex_of(&block.record.hash);
-            match &block.file {
-                Some(_) => warn!(%hash, "block not settled before the stop; kept on disk"),
+            match (&block.file, &block.bytes) {
+                (Some(_), _) => warn!(%hash, "block not settled before the stop; kept on disk"),
                 // The log is the last place left.
-                None => {
-                    error!(%hash, block = hex::encode(&block.bytes), "block neither settled nor on disk: submit it by hand")
+                (None, Some(bytes)) => {
+                    error!(%hash, block = hex::encode(bytes), "block neither settled nor on disk: submit it by hand")
                 }
+                (None, None) => warn!(%hash, "its miner's block is not in our node's chain yet"),
             }
             return;
         };
-        let (state, detail) = match outcome {
-            Submitted::Accepted | Submitted::AlreadyKnown => (BlockState::Accepted, String::new()),
-            Submitted::Stale => (BlockState::Stale, String::new()),
-            Submitted::Rejected(why) => (BlockState::Rejected, why),
-        };
-        let hash = hex_of(&block.record.hash);
-        let BlockRecord { height, account, worker, value_sats, .. } = &block.record;
-        match state {
-            BlockState::Accepted => {
-                info!(height, %hash, account, worker, sats = value_sats, "block accepted");
-            }
-            BlockState::Stale => warn!(height, %hash, account, "block came second"),
-            BlockState::Rejected => {
-                error!(height, %hash, why = detail, "node rejects our block");
-            }
-            BlockState::Found | BlockState::Confirmed => {}
+        if was_known && block.is_new && block.record.declared.is_some() {
+            block.record.route = Route::Miner;
         }
-        self.metrics.block_became(state.as_str());
-        block.record.state = state;
-        block.record.detail = detail;
+        self.note(&mut block.record, outcome);
         // What the store does not know yet stays on disk for the next start.
-        if !self.record(&block.record, &shutdown).await {
+        if !self.record(&block.record, block.job.as_deref(), &shutdown).await {
             return;
         }
         let Some(file) = block.file else { return };
@@ -192,6 +201,66 @@ impl Blocks {
         }
     }
 
+    /// Says what became of a block, and puts it into its record.
+    fn note(&self, record: &mut BlockRecord, outcome: Submitted) {
+        (record.state, record.detail) = match outcome {
+            Submitted::Accepted | Submitted::AlreadyKnown => (BlockState::Accepted, String::new()),
+            Submitted::Stale => (BlockState::Stale, String::new()),
+            Submitted::Rejected(why) => (BlockState::Rejected, why),
+        };
+        let hash = hex_of(&record.hash);
+        let BlockRecord { height, account, worker, value_sats, state, detail, route, .. } = record;
+        match state {
+            BlockState::Accepted => {
+                let route = route.as_str();
+                info!(height, %hash, account, worker, sats = value_sats, route, "block accepted");
+                self.metrics.block_came_by(record.route);
+            }
+            BlockState::Stale => warn!(height, %hash, account, "block came second"),
+            BlockState::Rejected => {
+                error!(height, %hash, why = detail, "node rejects our block");
+            }
+            BlockState::Found | BlockState::Confirmed => {}
+        }
+        self.metrics.block_became(record.state.as_str());
+    }
+
+    /// What the nodes make of a block that is ours to offer, or of one that its miner has to.
+    async fn settled(
+        &self,
+        bytes: &Option<Vec<u8>>,
+        record: &BlockRecord,
+        file: &mut Option<PathBuf>,
+        shutdown: &CancellationToken,
+    ) -> Option<Offered> {
+        match bytes {
+            Some(bytes) => self.offer(bytes, record, file, shutdown).await,
+            None => self.look_for(record, shutdown).await,
+        }
+    }
+
+    /// Whether the block of a miner who has its transactions alone came to a node of ours. `None` if the
+    /// pool stops before that is known.
+    async fn look_for(
+        &self,
+        record: &BlockRecord,
+        shutdown: &CancellationToken,
+    ) -> Option<Offered> {
+        let mut pause = NODE_RETRY_FIRST;
+        for _ in 0..THEIR_BLOCK_LOOKS_MAX {
+            for node in &self.nodes {
+                if let Ok(Some(_)) = node.height_of(&record.hash).await {
+                    return Some(Offered { outcome: Submitted::AlreadyKnown, was_known: true });
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return None,
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(NODE_RETRY_MAX),
+            }
+        }
+        Some(Offered { outcome: Submitted::Stale, was_known: false })
+    }
+
     /// Offers the block to every node, over and over, until one has it or all refuse it. `None` if the
     /// pool stops before that.
     async fn offer(
@@ -200,16 +269,16 @@ impl Blocks {
         record: &BlockRecord,
         file: &mut Option<PathBuf>,
         shutdown: &CancellationToken,
-    ) -> Option<Submitted> {
+    ) -> Option<Offered> {
         let mut pause = NODE_RETRY_FIRST;
+        // From the second time on a node may know the block of us.
+        let mut was_offered = false;
         loop {
-            let mut refused = None;
-            let mut silent = false;
+            let (mut refused, mut silent, mut taken, mut known) = (None, false, false, false);
             for (node, answer) in self.ask_all(bytes).await {
                 match answer {
-                    Ok(Submitted::Accepted | Submitted::AlreadyKnown) => {
-                        return Some(Submitted::Accepted);
-                    }
+                    Ok(Submitted::Accepted) => taken = true,
+                    Ok(Submitted::AlreadyKnown) => known = true,
                     Ok(no @ (Submitted::Stale | Submitted::Rejected(_))) => refused = Some(no),
                     Err(error) => {
                         silent = true;
@@ -217,13 +286,18 @@ impl Blocks {
                     }
                 }
             }
+            if taken || known {
+                let was_known = known && !taken && !was_offered;
+                return Some(Offered { outcome: Submitted::Accepted, was_known });
+            }
+            was_offered = true;
             // A disk that was full or read-only may have room by now.
             if file.is_none() {
                 *file = write_apart(self.dir.clone(), record.clone(), bytes.to_vec()).await.0.ok();
             }
             // One node's refusal counts only when no other may still take the block.
             if refused.is_some() && !silent {
-                return refused;
+                return refused.map(|outcome| Offered { outcome, was_known: false });
             }
             tokio::select! {
                 // A refusal that stands here has a silent node beside it.
@@ -245,9 +319,14 @@ impl Blocks {
 
     /// Has the store know the block in the state that it is in, however long the store is away. `false`
     /// if the pool stops before.
-    async fn record(&self, record: &BlockRecord, shutdown: &CancellationToken) -> bool {
+    async fn record(
+        &self,
+        record: &BlockRecord,
+        job: Option<&DeclaredRecord>,
+        shutdown: &CancellationToken,
+    ) -> bool {
         let mut pause = NODE_RETRY_FIRST;
-        while let Err(error) = self.try_record(record).await {
+        while let Err(error) = self.try_record(record, job).await {
             warn!(hash = %hex_of(&record.hash), %error, "block not recorded yet");
             tokio::select! {
                 () = shutdown.cancelled() => return false,
@@ -257,57 +336,85 @@ impl Blocks {
         true
     }
 
-    async fn try_record(&self, record: &BlockRecord) -> Result<(), StoreError> {
+    async fn try_record(
+        &self,
+        record: &BlockRecord,
+        job: Option<&DeclaredRecord>,
+    ) -> Result<(), StoreError> {
         self.store.record_block(record).await?;
+        if let Some(job) = job {
+            self.store.record_declared(job).await?;
+        }
         match record.state {
             BlockState::Found => Ok(()),
             settled @ (BlockState::Accepted
             | BlockState::Stale
             | BlockState::Rejected
             | BlockState::Confirmed) => {
-                self.store.set_block_state(record.hash, settled, &record.detail).await
+                let BlockRecord { hash, route, detail, .. } = record;
+                self.store.set_block_state(*hash, settled, *route, detail).await
             }
         }
     }
 }
 
 impl BlocksHandle {
-    /// Keeps a block: on disk with fsync when this returns, and on its way to the nodes. A disk that
-    /// refuses does not hold it back.
-    pub async fn keep(&self, found: FoundBlock) {
-        let record = record_of(&found);
-        let Some(bytes) = found.job.block(&found.header, &found.extranonce) else {
-            // Of a coinbase-only job: only its miner has the transactions.
-            warn!(height = record.height, hash = %hex_of(&record.hash), "not ours to make");
-            return;
-        };
+    /// Keeps a block that came by this route: on disk with fsync when this returns, and on its way to the
+    /// nodes. A disk that refuses does not hold it back. The same block by another route is kept once, and
+    /// both return when it is. `job` is the declared job that it was found on.
+    pub async fn keep(&self, found: FoundBlock, route: Route, job: Option<Arc<DeclaredRecord>>) {
+        let once = self.once(found.hash);
+        once.get_or_init(|| self.keep_new(found, route, job)).await;
+    }
+
+    fn once(&self, hash: [u8; 32]) -> Arc<OnceCell<()>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, once)) = kept.iter().find(|(known, _)| *known == hash) {
+            return Arc::clone(once);
+        }
+        if kept.len() >= BLOCKS_REMEMBERED {
+            kept.pop_front();
+        }
+        let once = Arc::new(OnceCell::new());
+        kept.push_back((hash, Arc::clone(&once)));
+        once
+    }
+
+    async fn keep_new(&self, found: FoundBlock, route: Route, job: Option<Arc<DeclaredRecord>>) {
+        let bytes = found.job.block(&found.header, &found.extranonce);
+        // What only its miner can send can have come by no other way.
+        let route = if bytes.is_some() { route } else { Route::Miner };
+        let record = record_of(&found, route);
         info!(
             height = record.height,
             hash = %hex_of(&record.hash),
             account = record.account,
             worker = record.worker,
+            route = route.as_str(),
+            declared = record.declared.is_some(),
             "block found"
         );
         self.metrics.block_became(BlockState::Found.as_str());
-        let (written, bytes) = write_apart(self.dir.clone(), record.clone(), bytes).await;
-        let file = written
-            .inspect_err(|error| {
-                let dir = self.dir.display();
-                error!(%error, %dir, "block not on disk; offered all the same");
-            })
-            .ok();
-        // Where the writing failed beyond an error, the bytes went with it.
-        let Some(bytes) = bytes.or_else(|| found.job.block(&found.header, &found.extranonce))
-        else {
-            return;
-        };
-        if self.queue.send(Kept { record, bytes, file }).await.is_err() {
+        let (mut file, mut kept) = (None, None);
+        if let Some(bytes) = bytes {
+            let (written, bytes) = write_apart(self.dir.clone(), record.clone(), bytes).await;
+            file = written
+                .inspect_err(|error| {
+                    let dir = self.dir.display();
+                    error!(%error, %dir, "block not on disk; offered all the same");
+                })
+                .ok();
+            // Where the writing failed beyond an error, the bytes went with it.
+            kept = bytes.or_else(|| found.job.block(&found.header, &found.extranonce));
+        }
+        let kept = Kept { record, bytes: kept, file, job, is_new: true };
+        if self.queue.send(kept).await.is_err() {
             warn!("the pool is stopping: the block is offered again at the next start");
         }
     }
 }
 
-fn record_of(found: &FoundBlock) -> BlockRecord {
+fn record_of(found: &FoundBlock, route: Route) -> BlockRecord {
     let template = found.job.template();
     BlockRecord {
         hash: found.hash,
@@ -320,6 +427,8 @@ fn record_of(found: &FoundBlock) -> BlockRecord {
         nbits: found.header.nbits,
         state: BlockState::Found,
         detail: String::new(),
+        route,
+        declared: found.worth.declared,
     }
 }
 
@@ -365,7 +474,9 @@ async fn write_apart(
     let written = tokio::task::spawn_blocking(move || {
         let file = write_durably(&dir, &file_name(&record), &bytes);
         if let Ok(file) = &file {
-            let owner = format!("{}\n{}\n", record.account, record.worker);
+            let BlockRecord { account, worker, route, declared, .. } = &record;
+            let job = declared.map(|id| hex::encode(id.0)).unwrap_or_default();
+            let owner = format!("{account}\n{worker}\n{}\n{job}\n", route.as_str());
             if let Err(error) = fs::write(file.with_extension("owner"), owner) {
                 warn!(%error, "owner of the block not noted on disk");
             }
@@ -415,7 +526,8 @@ fn unsettled_files(dir: &Path) -> io::Result<VecDeque<PathBuf>> {
 fn read_unsettled(file: PathBuf) -> io::Result<Option<Kept>> {
     let bytes = fs::read(&file)?;
     if let Some(record) = record_from(&file, &bytes) {
-        return Ok(Some(Kept { record, bytes, file: Some(file) }));
+        let (bytes, file) = (Some(bytes), Some(file));
+        return Ok(Some(Kept { record, bytes, file, job: None, is_new: false }));
     }
     warn!(file = %file.display(), "not a block; left alone under another name");
     fs::rename(&file, file.with_extension("unreadable"))?;
@@ -434,11 +546,18 @@ fn record_from(file: &Path, bytes: &[u8]) -> Option<BlockRecord> {
         found_at_ms: u64::from(block.header.time) * 1_000,
         account: owner.next().unwrap_or_else(|| "unknown".into()),
         worker: owner.next().unwrap_or_default(),
+        route: owner.next().and_then(|text| Route::parse(&text).ok()).unwrap_or(Route::Share),
+        declared: owner.next().and_then(|text| declared_from(&text)),
         value_sats: outputs.iter().map(|output| output.value.to_sat()).sum(),
         nbits: block.header.bits.to_consensus(),
         state: BlockState::Found,
         detail: String::new(),
     })
+}
+
+/// What `write_apart` noted of a declared job; `None` of one of the pool's own.
+fn declared_from(text: &str) -> Option<DeclaredId> {
+    hex::decode(text).ok()?.try_into().ok().map(DeclaredId)
 }
 
 /// Out of the folder that a start offers from. Beyond `SETTLED_BLOCKS_KEPT` the oldest are dropped: the

@@ -25,7 +25,7 @@ use crate::limits::{
     CREDIT_RETRY_MAX, CREDIT_SHUTDOWN_GRACE, SEEN_TIPS_MAX,
 };
 use crate::metrics::Metrics;
-use crate::store::{CommitId, ShareBatch, Store, StoreError};
+use crate::store::{CommitId, DeclaredRecord, ShareBatch, Store, StoreError};
 
 /// The ledger before it runs, knowing every proof that could come again.
 pub struct Credit {
@@ -61,6 +61,8 @@ pub struct LedgerEnded;
 struct Submitted {
     received_at_ms: u64,
     batch: CreditBatch,
+    /// Of every declared job that the batch has shares of.
+    declared: Vec<Arc<DeclaredRecord>>,
     /// Answering a slow or dead connection never waits or fails.
     reply: oneshot::Sender<Committed>,
 }
@@ -97,13 +99,14 @@ impl Credit {
 impl CreditHandle {
     /// Hands in a batch; waits while the queue is full. What it gives says when the batch is committed;
     /// batches of one submitter are answered in the order they were handed in. Cancel safe: a call that
-    /// was dropped handed nothing in.
+    /// was dropped handed nothing in. `declared` has the job of every group whose worth names one.
     pub async fn submit(
         &self,
         batch: CreditBatch,
+        declared: Vec<Arc<DeclaredRecord>>,
     ) -> Result<oneshot::Receiver<Committed>, LedgerEnded> {
         let (reply, committed) = oneshot::channel();
-        let submitted = Submitted { received_at_ms: unix_ms(), batch, reply };
+        let submitted = Submitted { received_at_ms: unix_ms(), batch, declared, reply };
         self.queue.send(submitted).await.map_err(|_| LedgerEnded)?;
         Ok(committed)
     }
@@ -157,11 +160,11 @@ impl Ledger {
     async fn settle(&mut self, waiting: Vec<Submitted>) -> Result<(), GaveUp> {
         let mut rows = Vec::new();
         let mut answers = Vec::with_capacity(waiting.len());
-        for Submitted { received_at_ms, batch, reply } in waiting {
+        for Submitted { received_at_ms, batch, declared, reply } in waiting {
             let id = batch.id;
             let selection = self.select(batch).await?;
             let fresh = selection.groups.into_iter();
-            rows.extend(fresh.map(|group| ShareBatch { received_at_ms, group }));
+            rows.extend(fresh.map(|group| with_its_job(received_at_ms, group, &declared)));
             let duplicates = selection.duplicates;
             answers.push((reply, Committed { id, duplicates }));
         }
@@ -216,6 +219,24 @@ impl Ledger {
         metrics.credit_committed(took.as_secs_f64(), shares);
         Ok(())
     }
+}
+
+/// A group with the declared job that it names. One whose job was lost on the way, by a fault of ours, is
+/// credited without its name: the database would refuse it for ever, and everybody's credit with it.
+fn with_its_job(
+    received_at_ms: u64,
+    mut group: CreditGroup,
+    declared: &[Arc<DeclaredRecord>],
+) -> ShareBatch {
+    let Some(id) = group.worth.declared else {
+        return ShareBatch { received_at_ms, group, declared: None };
+    };
+    let job = declared.iter().find(|job| job.id == id).cloned();
+    if job.is_none() {
+        error!(id = hex::encode(id.0), "shares of a declared job that is not at hand");
+        group.worth.declared = None;
+    }
+    ShareBatch { received_at_ms, group, declared: job }
 }
 
 /// What the ledger does between two attempts of the same thing: waits longer each time, for ever in
@@ -507,7 +528,7 @@ mod tests {
         store.close().await;
         let submit = async |id| {
             let batch = CreditBatch { id, groups: vec![group(1, &[id as u8])] };
-            drop(handle.submit(batch).await.unwrap());
+            drop(handle.submit(batch, vec![]).await.unwrap());
         };
         submit(1).await;
         failing_since.changed().await.unwrap();

@@ -69,6 +69,73 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often a connection shows itself to the API.
 pub const BOARD_EVERY_MS: u64 = 5_000;
 
+// ---- job declaration ----
+
+/// Questions to the book of tokens that wait. Each is answered in microseconds; beyond, who asks waits.
+pub const TOKEN_ASKS_MAX: usize = 1_024;
+/// Custom jobs that one household may set at once: 250 declarators at a new tip, twice ...
+pub const CUSTOM_JOBS_BURST: u64 = 500;
+/// ... and then one in so many milliseconds: 250 with a new template every 30 s set eight a second. Each
+/// may become a row of some kilobytes in the store once a share is found on it.
+pub const CUSTOM_JOB_EVERY_MS: u64 = 100;
+/// How long a job whose miner is a tip ahead of our node is held for the node to follow: a block crosses
+/// the network in a second or two, and a declarator that hears nothing for ten looks for another pool.
+pub const AHEAD_WAIT_MAX: Duration = Duration::from_secs(4);
+/// Refusals that a connection's row shows with their reasons, the newest.
+pub const REFUSALS_SHOWN: usize = 16;
+/// Tips whose custom jobs a connection remembers for its ledger: this one, and two that a batch may still
+/// have shares of that waited for the store.
+pub const CUSTOM_TIPS_KEPT: usize = 3;
+/// Of each of these tips so many jobs, the newest: more than a connection may set in ten minutes.
+pub const CUSTOM_JOBS_KEPT: usize = 512;
+/// Verdicts that the server has not spoken of; it answers each at once, unless its channel is gone.
+pub const CUSTOM_PENDING_MAX: usize = 32;
+/// Questions to the library that wait, each with its declaration of up to half a megabyte.
+pub const LIBRARY_ASKS_MAX: usize = 64;
+/// Templates whose transactions the library holds: the last of the tip before and what our node showed on
+/// this one, at up to 4 MB each and mostly the same transactions.
+pub const LIBRARY_TEMPLATES_MAX: usize = 8;
+/// Transactions that the library names, some 200 bytes each beside what they are: thirty blocks full.
+pub const LIBRARY_TRANSACTIONS_MAX: usize = 200_000;
+/// Lists of transactions that are told by their hash; at the bound those that nobody holds are forgotten.
+pub const LIBRARY_BODIES_MAX: usize = 4_096;
+/// Checks of declarations that wait for the node's verdict at once, each with a whole block of up to 4 MB;
+/// a household has one fewer, so that no one has all. Core takes a tenth of a second for a full block.
+pub const NODE_CHECKS_MAX: usize = 3;
+/// Checks at once take one core each, and where there is one core there are two turns: of these, too, a
+/// household has one fewer than there are.
+pub const CHECKS_MIN: usize = 2;
+/// A node that has not answered for so long does not: the declaration is refused as our fault.
+pub const NODE_CHECK_DEADLINE: Duration = Duration::from_secs(20);
+/// Declarations that wait for transactions, of up to 4 MB each, from everybody ...
+pub const PROVIDING_MAX: usize = 64;
+/// ... and from one household. One beyond waits for its turn to ask.
+pub const PROVIDING_PER_HOUSEHOLD_MAX: usize = 8;
+/// What approved jobs may hold beside transactions that are shared with our templates: from everybody ...
+pub const APPROVED_LEN_MAX: usize = 256 * 1024 * 1024;
+/// ... and from one household: 250 declarators with a job each of 64 KB of pointers, or eight full
+/// blocks that nobody else has.
+pub const APPROVED_LEN_PER_HOUSEHOLD_MAX: usize = 48 * 1024 * 1024;
+/// Approved jobs of a connection that PushSolution is tried on, the newest first: those of a tip with a
+/// template every 30 s. Each try is two hashes.
+pub const SOLUTION_JOBS_MAX: usize = 16;
+/// From the first byte of a frame to its last: 4 MB at two megabits a second are sixteen seconds.
+pub const FRAME_DEADLINE: Duration = Duration::from_secs(30);
+/// A declarer that has not asked for a token by then has no business here. SRI's asks at once.
+pub const FIRST_TOKEN_WAIT: Duration = Duration::from_secs(60);
+/// Verdicts on declarations that the API shows, the newest.
+pub const VERDICTS_SHOWN: usize = 200;
+/// Declarers listed by /api/v1/declared, by id.
+pub const DECLARER_ROWS_MAX: usize = 1_000;
+/// Declared jobs listed there, the newest.
+pub const DECLARED_ROWS_MAX: usize = 100;
+/// Fees that declared jobs are measured by are the most that our templates of the tip had in this time, so
+/// that a node which is a moment behind punishes nobody.
+pub const REFERENCE_FEES_SPAN: Duration = Duration::from_secs(60);
+/// Templates within that time that are told apart; Core shows two a minute, a chain under test more. At the
+/// bound the fees of the oldest count as those of the next.
+pub const REFERENCE_TEMPLATES_MAX: usize = 64;
+
 // ---- node and blocks ----
 
 /// First pause after a node did not answer, doubled each time ...
@@ -90,6 +157,12 @@ pub const BLOCKS_UNDER_WAY_MAX: usize = 64;
 pub const WAITING_BLOCKS_AT_ONCE: usize = 4;
 /// Found blocks that wait on disk for their turn, as file names; one beyond is left to the next start.
 pub const BLOCKS_WAITING_MAX: usize = 65_536;
+/// Blocks that are told by their hash, so that the same one by two routes is kept once. Those routes are
+/// seconds apart; a development chain may have many blocks in one.
+pub const BLOCKS_REMEMBERED: usize = 256;
+/// How often a node is asked for the block that a miner keeps to himself, a quarter of a second and then up
+/// to five apart: ten minutes, when another stands in its place.
+pub const THEIR_BLOCK_LOOKS_MAX: usize = 120;
 /// Settled blocks kept as files. The chain and the store have them; the files are for a closer look.
 pub const SETTLED_BLOCKS_KEPT: usize = 1_000;
 

@@ -6,12 +6,14 @@
 
 use metrics::{Counter, Gauge, Histogram, with_local_recorder};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use proto::mining::CustomRefusal;
 use proto::target::Difficulty;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::places::NoPlace;
+use crate::store::Route;
 
 /// Refusal codes of SubmitShares.Error that are told apart; any other counts as "other".
 pub const REJECT_CODES: [&str; 11] = [
@@ -43,6 +45,21 @@ pub const OPEN_REFUSALS: [&str; 8] = [
 /// States of a found block, as the store names them.
 pub const BLOCK_STATES: [&str; 6] = ["found", "accepted", "stale", "rejected", "confirmed", OTHER];
 
+/// Verdicts on declarations: approved, or the code of DeclareMiningJob.Error.
+pub const DECLARATION_VERDICTS: [&str; 11] = [
+    "approved",
+    "missing-declare-tx-data-flag",
+    "invalid-mining-job-token",
+    "missing-txs",
+    "invalid-coinbase-tx",
+    "invalid-coinbase-tx-input",
+    "invalid-coinbase-tx-outputs",
+    "stale-chain-tip",
+    "invalid-job",
+    "too-many-declarations",
+    OTHER,
+];
+
 const OTHER: &str = "other";
 
 /// A batch waits 25 ms for company, so the middle of the range is where acknowledgements are.
@@ -54,6 +71,12 @@ const JOB_SECONDS: &[f64] =
 /// An fsync on a good disk is about a millisecond, on an SD card fifty.
 const COMMIT_SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// A check of known transactions is a millisecond or two, Core's verdict on a full block a hundred.
+const CHECK_SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// A miner's node may be ahead of ours (0) or seconds behind.
+const LAG_SECONDS: &[f64] = &[0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// Why a connection ended before its SetupConnection was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +152,16 @@ pub struct Metrics {
     certificate_left: Gauge,
     outbox_drops: Counter,
     board_drops: Counter,
+    declarers: Gauge,
+    declarations: Vec<Counter>,
+    declaration_answer: Histogram,
+    declaration_check: Histogram,
+    custom_jobs: Vec<Counter>,
+    tokens: Gauge,
+    tip_lag: Histogram,
+    library_transactions: Gauge,
+    approved_bytes: Gauge,
+    blocks_by_route: Vec<Counter>,
     rejected_total: AtomicU64,
     first_acknowledged: OnceLock<Instant>,
 }
@@ -147,6 +180,9 @@ impl Metrics {
             ("pool_share_to_ack_seconds", ACK_SECONDS),
             ("pool_tip_to_job_seconds", JOB_SECONDS),
             ("pool_credit_commit_seconds", COMMIT_SECONDS),
+            ("pool_declaration_answer_seconds", CHECK_SECONDS),
+            ("pool_declaration_check_seconds", CHECK_SECONDS),
+            ("pool_declare_tip_lag_seconds", LAG_SECONDS),
         ];
         let mut builder = PrometheusBuilder::new();
         for (name, bounds) in buckets {
@@ -240,6 +276,46 @@ impl Metrics {
             board_drops: counter(
                 "pool_board_drops_total",
                 "Snapshots of connections not shown because the board was busy",
+            ),
+            declarers: gauge("pool_declarers", "Job declaration connections open now"),
+            declarations: labelled(
+                "pool_declarations_total",
+                "Declarations of jobs, by what was answered",
+                "verdict",
+                &DECLARATION_VERDICTS,
+            ),
+            declaration_answer: histogram(
+                "pool_declaration_answer_seconds",
+                "From a declaration, or the transactions that it lacked, to its verdict",
+            ),
+            declaration_check: histogram(
+                "pool_declaration_check_seconds",
+                "Our own part of a check, without waiting for a turn and the node",
+            ),
+            custom_jobs: labelled(
+                "pool_custom_jobs_total",
+                "Jobs set by miners, by what was answered",
+                "verdict",
+                &custom_job_verdicts(),
+            ),
+            tokens: gauge("pool_declare_tokens", "Mining job tokens that may be used"),
+            tip_lag: histogram(
+                "pool_declare_tip_lag_seconds",
+                "From our tip to a declarer's first approved job on it; 0 if he was first",
+            ),
+            library_transactions: gauge(
+                "pool_declare_library_transactions",
+                "Transactions that need not be sent to be declared",
+            ),
+            approved_bytes: gauge(
+                "pool_declare_approved_bytes",
+                "Held by approved jobs beside what they share with our templates",
+            ),
+            blocks_by_route: labelled(
+                "pool_blocks_by_route_total",
+                "Blocks that a node took, by the way they came first",
+                "route",
+                &Route::ALL.map(Route::as_str),
             ),
         }
     }
@@ -386,10 +462,67 @@ impl Metrics {
         self.outbox_drops.increment(1);
     }
 
+    /// A declarer was let in.
+    pub fn declarer_opened(&self) {
+        self.declarers.increment(1);
+    }
+
+    /// A declarer that was counted is gone.
+    pub fn declarer_closed(&self) {
+        self.declarers.decrement(1);
+    }
+
+    /// A declaration was approved, or refused with this code, so long after it came.
+    pub fn declaration_answered(&self, verdict: &str, seconds: f64) {
+        count(&self.declarations, DECLARATION_VERDICTS.iter(), |known| *known == verdict);
+        self.declaration_answer.record(seconds);
+    }
+
+    /// Our own part of a check took so long.
+    pub fn declaration_checked(&self, seconds: f64) {
+        self.declaration_check.record(seconds);
+    }
+
+    /// A custom job was "accepted", or refused with this code.
+    pub fn custom_job_answered(&self, verdict: &str) {
+        count(&self.custom_jobs, custom_job_verdicts().iter(), |known| *known == verdict);
+    }
+
+    /// Tokens that may be used.
+    pub fn tokens_are(&self, tokens: usize) {
+        self.tokens.set(tokens as f64);
+    }
+
+    /// A declarer's first job on a tip came so long after the tip.
+    pub fn declarer_lags(&self, seconds: f64) {
+        self.tip_lag.record(seconds);
+    }
+
+    /// Transactions that the library names.
+    pub fn library_holds(&self, transactions: usize) {
+        self.library_transactions.set(transactions as f64);
+    }
+
+    /// Bytes that approved jobs hold.
+    pub fn approved_hold(&self, bytes: usize) {
+        self.approved_bytes.set(bytes as f64);
+    }
+
+    /// A node took a block that came this way first.
+    pub fn block_came_by(&self, route: Route) {
+        count(&self.blocks_by_route, Route::ALL.iter(), |known| *known == route);
+    }
+
     /// A snapshot did not reach the board.
     pub fn board_dropped(&self) {
         self.board_drops.increment(1);
     }
+}
+
+/// What SetCustomMiningJob is answered with.
+fn custom_job_verdicts() -> Vec<&'static str> {
+    let codes = CustomRefusal::ALL.iter().map(|refusal| refusal.code());
+    std::iter::once("accepted").chain(codes).chain([OTHER]).collect()
 }
 
 /// Counts on the counter whose name matches; on the last, "other", if none does.
@@ -460,6 +593,13 @@ mod tests {
             "pool_certificate_seconds_left",
             "pool_outbox_drops_total",
             "pool_board_drops_total",
+            "pool_declarers",
+            "pool_declare_tokens",
+            "pool_declarations_total{verdict=\"approved\"}",
+            "pool_declarations_total{verdict=\"stale-chain-tip\"}",
+            "pool_custom_jobs_total{verdict=\"accepted\"}",
+            "pool_custom_jobs_total{verdict=\"invalid-mining-job-token\"}",
+            "pool_blocks_by_route_total{route=\"solution\"}",
         ] {
             assert_eq!(line(&text, name), "0", "{name} in\n{text}");
         }

@@ -39,6 +39,7 @@ use crate::limits::{
 use crate::listener::household;
 use crate::metrics::{HandshakeFailure, Metrics};
 use crate::places::{Held, NoPlace, Places};
+use crate::store::Route;
 use crate::templates::Published;
 
 /// What every connection may use: values that never change, and handles.
@@ -530,9 +531,11 @@ impl Miner {
             effects.partition(|effect| matches!(effect, Effect::BlockFound(_)));
         for effect in blocks.into_iter().chain(rest) {
             match effect {
-                Effect::BlockFound(found) => self.shared.blocks.keep(*found).await,
+                Effect::BlockFound(found) => {
+                    self.shared.blocks.keep(*found, Route::Share, None).await;
+                }
                 Effect::Credit(batch) => {
-                    let submitted = self.shared.credit.submit(batch).await;
+                    let submitted = self.shared.credit.submit(batch, Vec::new()).await;
                     self.committed.push_back(submitted.map_err(|_| End::LedgerEnded)?);
                 }
                 said @ (Effect::Acknowledged { .. }
@@ -691,6 +694,7 @@ impl Miner {
             firmware: self.firmware.to_string(),
             opened_at: self.opened_at.into(),
             channels: channels.collect(),
+            custom_jobs: None,
         };
         self.hash_rate = row.hash_rate();
         self.shared.board.publish(row);

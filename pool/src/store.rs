@@ -9,8 +9,9 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
-use proto::mining::CreditGroup;
+use proto::mining::{CreditGroup, DeclaredId, Worth};
 use proto::share::Proof;
 use proto::target::Target;
 use ruint::aliases::U256;
@@ -18,8 +19,8 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{
-    ConnectOptions, Connection, PgConnection, QueryBuilder, SqlSafeStr, Sqlite, SqliteConnection,
-    SqlitePool,
+    ConnectOptions, Connection, PgConnection, QueryBuilder, Row, SqlSafeStr, Sqlite,
+    SqliteConnection, SqlitePool,
 };
 use thiserror::Error;
 
@@ -47,6 +48,12 @@ const MIGRATIONS: &[(i64, &str, &str, &str)] = &[
         "block",
         include_str!("../../migrations/sqlite/0003_block.sql"),
         include_str!("../../migrations/postgres/0003_block.sql"),
+    ),
+    (
+        4,
+        "declared",
+        include_str!("../../migrations/sqlite/0004_declared.sql"),
+        include_str!("../../migrations/postgres/0004_declared.sql"),
     ),
 ];
 
@@ -97,6 +104,122 @@ pub struct ShareBatch {
     pub received_at_ms: u64,
     /// Whose, on what, and the proofs.
     pub group: CreditGroup,
+    /// The job that `group.worth` names, if it is a declared one: its row is written with its first
+    /// shares.
+    pub declared: Option<Arc<DeclaredRecord>>,
+}
+
+/// How much a miner tells of his job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DeclareMode {
+    /// Every transaction.
+    FullTemplate,
+    /// The coinbase and its merkle path.
+    CoinbaseOnly,
+}
+
+impl DeclareMode {
+    const ALL: [Self; 2] = [Self::FullTemplate, Self::CoinbaseOnly];
+
+    /// As it is stored and shown.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::FullTemplate => "full-template",
+            Self::CoinbaseOnly => "coinbase-only",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, StoreError> {
+        let known = Self::ALL.into_iter().find(|mode| mode.as_str() == text);
+        known.ok_or_else(|| StoreError::Corrupt(format!("a declared job in mode {text:?}")))
+    }
+}
+
+/// A job that a miner declared, as far as it lasts: what the headers of its shares are computed from, what
+/// it claims and pays, and what its work is worth.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeclaredRecord {
+    /// Names it for ever.
+    pub id: DeclaredId,
+    /// The pool process that approved it.
+    pub node: u16,
+    /// Unix milliseconds of its approval.
+    pub declared_at_ms: u64,
+    /// Who declared it.
+    pub account: String,
+    /// What was told of it.
+    pub mode: DeclareMode,
+    /// Of the block that it would be.
+    pub height: u32,
+    /// The tip that it builds on, header byte order.
+    pub prev_hash: [u8; 32],
+    /// Compact target of that block.
+    pub nbits: u32,
+    /// Header version before rolling.
+    pub version: u32,
+    /// Coinbase up to the extranonce, txid form.
+    pub coinbase_prefix: Vec<u8>,
+    /// Coinbase behind the extranonce, txid form.
+    pub coinbase_suffix: Vec<u8>,
+    /// Siblings of the coinbase, deepest first.
+    pub merkle_path: Vec<[u8; 32]>,
+    /// Without the coinbase; `None` in coinbase-only mode.
+    pub transactions: Option<u32>,
+    /// Sum of all its outputs.
+    pub value_sats: u64,
+    /// Of these what goes to the pool's script.
+    pub pool_sats: u64,
+    /// What it claims above the subsidy.
+    pub fees_sats: u64,
+    /// Fees of the pool's own best template of the same tip, in the minute before.
+    pub reference_fees_sats: u64,
+    /// Credit for a million hashes.
+    pub factor_ppm: u32,
+}
+
+/// A declared job and what was credited on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeclaredTotals {
+    /// The job.
+    pub job: DeclaredRecord,
+    /// Credited on it.
+    pub shares: u64,
+}
+
+/// By which way a block reached the network first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Route {
+    /// The share that made it; the only way for blocks of the pool's own jobs.
+    Share,
+    /// The declarer's PushSolution.
+    Solution,
+    /// The miner's own node: ours knew it before anybody told us.
+    Miner,
+}
+
+impl Route {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Share, Self::Solution, Self::Miner];
+
+    /// As it is stored and shown.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Share => "share",
+            Self::Solution => "solution",
+            Self::Miner => "miner",
+        }
+    }
+
+    /// From what `as_str` gives.
+    ///
+    /// # Errors
+    /// `Corrupt`: it is none of them.
+    pub fn parse(text: &str) -> Result<Self, StoreError> {
+        let known = Self::ALL.into_iter().find(|route| route.as_str() == text);
+        known.ok_or_else(|| StoreError::Corrupt(format!("a block by way of {text:?}")))
+    }
 }
 
 /// What `append` found.
@@ -168,6 +291,10 @@ pub struct BlockRecord {
     pub state: BlockState,
     /// What a node said of it, for people; may be empty.
     pub detail: String,
+    /// By which way it came first, as far as that is known yet.
+    pub route: Route,
+    /// The declared job that it was found on; `None` for one of the pool's own.
+    pub declared: Option<DeclaredId>,
 }
 
 impl BlockRecord {
@@ -185,6 +312,8 @@ pub struct Totals {
     pub shares: u64,
     /// Expected hashes behind them.
     pub work: U256,
+    /// What of that was credited: less where a declared job pays less than the pool's own.
+    pub credit: U256,
     /// Accounts with at least one share.
     pub accounts: u64,
     /// Workers with at least one share.
@@ -206,6 +335,8 @@ pub struct WorkerTotals {
     pub shares: u64,
     /// Expected hashes behind them.
     pub work: U256,
+    /// What of that was credited.
+    pub credit: U256,
     /// Unix milliseconds.
     pub last_share_at_ms: u64,
     /// Lowest header hash of its shares, header byte order.
@@ -219,6 +350,8 @@ pub struct AccountTotals {
     pub shares: u64,
     /// Expected hashes behind them.
     pub work: U256,
+    /// What of that was credited.
+    pub credit: U256,
     /// Unix milliseconds.
     pub last_share_at_ms: u64,
     /// Lowest header hash, header byte order.
@@ -258,6 +391,73 @@ macro_rules! on_either {
             Database::Postgres($pool) => $body,
         }
     };
+}
+
+/// The row of a declared job, on either database.
+macro_rules! insert_declared {
+    ($connection:expr, $job:expr) => {{
+        let job: &DeclaredRecord = $job;
+        sqlx::query(
+            "INSERT INTO declared_job (id, node, declared_at_ms, account, mode, height, prev_hash,
+                 nbits, version, coinbase_prefix, coinbase_suffix, merkle_path, transactions,
+                 value_sats, pool_sats, fees_sats, reference_fees_sats, factor_ppm)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+             ON CONFLICT (id) DO NOTHING",
+        )
+        .bind(job.id.0.to_vec())
+        .bind(i64::from(job.node))
+        .bind(signed(job.declared_at_ms))
+        .bind(text(&job.account).into_owned())
+        .bind(job.mode.as_str())
+        .bind(i64::from(job.height))
+        .bind(job.prev_hash.to_vec())
+        .bind(i64::from(job.nbits))
+        .bind(i64::from(job.version))
+        .bind(job.coinbase_prefix.clone())
+        .bind(job.coinbase_suffix.clone())
+        .bind(job.merkle_path.concat())
+        .bind(job.transactions.map(i64::from))
+        .bind(signed(job.value_sats))
+        .bind(signed(job.pool_sats))
+        .bind(signed(job.fees_sats))
+        .bind(signed(job.reference_fees_sats))
+        .bind(i64::from(job.factor_ppm))
+        .execute($connection)
+    }};
+}
+
+/// A row of `declared_jobs`, on either database.
+macro_rules! declared_totals {
+    ($row:expr) => {{
+        let get_failed = || failed("reading declared jobs");
+        let number = |column: &str| $row.try_get::<i64, _>(column).map_err(get_failed());
+        let bytes = |column: &str| $row.try_get::<Vec<u8>, _>(column).map_err(get_failed());
+        let words = |column: &str| $row.try_get::<String, _>(column).map_err(get_failed());
+        let transactions: Option<i64> = $row.try_get("transactions").map_err(get_failed())?;
+        Ok(DeclaredTotals {
+            job: DeclaredRecord {
+                id: declared_id(bytes("id")?)?,
+                node: node_number(number("node")?)?,
+                declared_at_ms: unsigned(number("declared_at_ms")?)?,
+                account: words("account")?,
+                mode: DeclareMode::parse(&words("mode")?)?,
+                height: narrow(number("height")?)?,
+                prev_hash: hash(bytes("prev_hash")?)?,
+                nbits: narrow(number("nbits")?)?,
+                version: narrow(number("version")?)?,
+                coinbase_prefix: bytes("coinbase_prefix")?,
+                coinbase_suffix: bytes("coinbase_suffix")?,
+                merkle_path: bytes("merkle_path")?.as_chunks().0.to_vec(),
+                transactions: transactions.map(narrow).transpose()?,
+                value_sats: unsigned(number("value_sats")?)?,
+                pool_sats: unsigned(number("pool_sats")?)?,
+                fees_sats: unsigned(number("fees_sats")?)?,
+                reference_fees_sats: unsigned(number("reference_fees_sats")?)?,
+                factor_ppm: narrow(number("factor_ppm")?)?,
+            },
+            shares: unsigned(number("shares")?)?,
+        })
+    }};
 }
 
 impl Store {
@@ -361,8 +561,9 @@ impl Store {
     /// are recorded again.
     pub async fn record_block(&self, block: &BlockRecord) -> Result<(), StoreError> {
         let sql = "INSERT INTO block (hash, height, prev_hash, found_at_ms, account, worker,
-                 value_sats, nbits, state, detail)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (hash) DO NOTHING";
+                 value_sats, nbits, state, detail, route, declared_id)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+             ON CONFLICT (hash) DO NOTHING";
         on_either!(self, write pool => {
             sqlx::query(sql)
                 .bind(block.hash.to_vec())
@@ -375,6 +576,8 @@ impl Store {
                 .bind(i64::from(block.nbits))
                 .bind(block.state.as_str())
                 .bind(text(&block.detail))
+                .bind(block.route.as_str())
+                .bind(block.declared.map(|id| id.0.to_vec()))
                 .execute(pool)
                 .await
                 .map(|_| ())
@@ -382,19 +585,21 @@ impl Store {
         .map_err(failed("recording a found block"))
     }
 
-    /// Says what became of a block, and in `detail` what a node said of it.
+    /// Says what became of a block and by which way it came first, and in `detail` what a node said of it.
     pub async fn set_block_state(
         &self,
         hash: [u8; 32],
         state: BlockState,
+        route: Route,
         detail: &str,
     ) -> Result<(), StoreError> {
-        let sql = "UPDATE block SET state = $2, detail = $3 WHERE hash = $1";
+        let sql = "UPDATE block SET state = $2, detail = $3, route = $4 WHERE hash = $1";
         let changed = on_either!(self, write pool => {
             sqlx::query(sql)
                 .bind(hash.to_vec())
                 .bind(state.as_str())
                 .bind(text(detail))
+                .bind(route.as_str())
                 .execute(pool)
                 .await
                 .map(|done| done.rows_affected())
@@ -410,13 +615,54 @@ impl Store {
     /// Found blocks, the newest first.
     pub async fn blocks(&self, limit: usize) -> Result<Vec<BlockRecord>, StoreError> {
         let sql = "SELECT hash, height, prev_hash, found_at_ms, account, worker, value_sats, nbits,
-                 state, detail
+                 state, detail, route, declared_id
              FROM block ORDER BY found_at_ms DESC, hash LIMIT $1";
         let rows: Vec<BlockRow> = on_either!(self, read pool => {
             sqlx::query_as(sql).bind(signed(limit as u64)).fetch_all(pool).await
         })
         .map_err(failed("reading blocks"))?;
         rows.into_iter().map(block_record).collect()
+    }
+
+    /// Blocks that nodes took, by the way they came first, as `Route::ALL` lists them: all of them, and of
+    /// these those found on declared jobs.
+    pub async fn blocks_by_route(&self) -> Result<[(Route, u64, u64); 3], StoreError> {
+        let sql = "SELECT route, COUNT(*), COUNT(declared_id) FROM block
+             WHERE state IN ('accepted', 'confirmed') GROUP BY route";
+        let rows: Vec<(String, i64, i64)> = on_either!(self, read pool => {
+            sqlx::query_as(sql).fetch_all(pool).await
+        })
+        .map_err(failed("counting blocks by route"))?;
+        let mut counts = Route::ALL.map(|route| (route, 0, 0));
+        for (route, all, declared) in rows {
+            let route = Route::parse(&route)?;
+            for count in counts.iter_mut().filter(|count| count.0 == route) {
+                *count = (route, unsigned(all)?, unsigned(declared)?);
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Writes down a declared job that a block was found on. One that is there already stays as it is.
+    pub async fn record_declared(&self, job: &DeclaredRecord) -> Result<(), StoreError> {
+        on_either!(self, write pool => insert_declared!(pool, job).await.map(|_| ()))
+            .map_err(failed("recording a declared job"))
+    }
+
+    /// Declared jobs that were mined, the newest first.
+    pub async fn declared_jobs(&self, limit: usize) -> Result<Vec<DeclaredTotals>, StoreError> {
+        let sql =
+            "SELECT id, node, declared_at_ms, account, mode, height, prev_hash, nbits, version,
+                 transactions, value_sats, pool_sats, fees_sats, reference_fees_sats, factor_ppm,
+                 coinbase_prefix, coinbase_suffix, merkle_path,
+                 CAST((SELECT COALESCE(SUM(shares), 0) FROM share_batch
+                     WHERE declared_id = declared_job.id) AS BIGINT) AS shares
+             FROM declared_job ORDER BY declared_at_ms DESC, id LIMIT $1";
+        on_either!(self, read pool => {
+            let rows = sqlx::query(sql).bind(signed(limit as u64)).fetch_all(pool).await;
+            let rows = rows.map_err(failed("reading declared jobs"))?;
+            rows.iter().map(|row| declared_totals!(row)).collect()
+        })
     }
 
     /// The pool since its beginning.
@@ -438,7 +684,8 @@ impl Store {
 
     /// Workers of all accounts, the most recent first.
     pub async fn workers(&self, limit: usize) -> Result<Vec<WorkerTotals>, StoreError> {
-        let sql = "SELECT account, worker, shares, CAST(work AS TEXT), last_share_at_ms, best_hash
+        let sql = "SELECT account, worker, shares, CAST(work AS TEXT), CAST(credit AS TEXT),
+                 last_share_at_ms, best_hash
              FROM worker_total ORDER BY last_share_at_ms DESC, account, worker LIMIT $1";
         let rows: Vec<WorkerRow> = on_either!(self, read pool => {
             sqlx::query_as(sql).bind(signed(limit as u64)).fetch_all(pool).await
@@ -449,7 +696,8 @@ impl Store {
 
     /// One account. `None` if it never had a share credited.
     pub async fn account(&self, name: &str) -> Result<Option<AccountTotals>, StoreError> {
-        let sql = "SELECT account, worker, shares, CAST(work AS TEXT), last_share_at_ms, best_hash
+        let sql = "SELECT account, worker, shares, CAST(work AS TEXT), CAST(credit AS TEXT),
+                 last_share_at_ms, best_hash
              FROM worker_total WHERE account = $1 ORDER BY last_share_at_ms DESC, worker";
         let rows: Vec<WorkerRow> = on_either!(self, read pool => {
             sqlx::query_as(sql).bind(text(name)).fetch_all(pool).await
@@ -461,6 +709,7 @@ impl Store {
         let mut account = AccountTotals {
             shares: 0,
             work: U256::ZERO,
+            credit: U256::ZERO,
             last_share_at_ms: latest.last_share_at_ms,
             best_hash: latest.best_hash,
             workers: Vec::new(),
@@ -468,6 +717,7 @@ impl Store {
         for worker in &workers {
             account.shares += worker.shares;
             account.work = sum(account.work, worker.work)?;
+            account.credit = sum(account.credit, worker.credit)?;
             account.best_hash = better(account.best_hash, worker.best_hash);
         }
         account.workers = workers;
@@ -599,6 +849,8 @@ struct Rows<'a> {
     /// By account and worker: two nodes that update the same rows take them in the same order, so
     /// neither waits for the other for ever.
     workers: BTreeMap<(Cow<'a, str>, Cow<'a, str>), Counters>,
+    /// Declared jobs that shares were made on.
+    declared: BTreeMap<[u8; 16], &'a DeclaredRecord>,
 }
 
 struct ShareRow<'a> {
@@ -610,13 +862,19 @@ struct ShareRow<'a> {
 struct Counters {
     shares: u64,
     work: U256,
+    credit: U256,
     last_share_at_ms: u64,
     best_hash: [u8; 32],
 }
 
 impl<'a> Rows<'a> {
     fn of(batches: &'a [ShareBatch]) -> Result<Self, StoreError> {
-        let mut rows = Self { shares: Vec::new(), tips: BTreeMap::new(), workers: BTreeMap::new() };
+        let mut rows = Self {
+            shares: Vec::new(),
+            tips: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            declared: BTreeMap::new(),
+        };
         for batch in batches.iter().filter(|batch| !batch.group.proofs.is_empty()) {
             rows.add(batch)?;
         }
@@ -632,6 +890,10 @@ impl<'a> Rows<'a> {
             best_hash = better(best_hash, proof.hash);
         }
         let proofs = group.proofs.iter().flat_map(Proof::pack).collect();
+        let credit = credit_for(work, group.worth)?;
+        if let Some(job) = &batch.declared {
+            self.declared.insert(job.id.0, job);
+        }
         self.shares.push(ShareRow { batch, work, proofs });
 
         let first_seen = self.tips.entry(group.prev_hash).or_insert(batch.received_at_ms);
@@ -641,11 +903,13 @@ impl<'a> Rows<'a> {
         let counters = self.workers.entry(owner).or_insert(Counters {
             shares: 0,
             work: U256::ZERO,
+            credit: U256::ZERO,
             last_share_at_ms: 0,
             best_hash: [0xff; 32],
         });
         counters.shares += group.proofs.len() as u64;
         counters.work = sum(counters.work, work)?;
+        counters.credit = sum(counters.credit, credit)?;
         counters.last_share_at_ms = counters.last_share_at_ms.max(batch.received_at_ms);
         counters.best_hash = better(counters.best_hash, best_hash);
         Ok(())
@@ -676,13 +940,17 @@ async fn append_sqlite(
     let mut transaction =
         writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed("beginning a commit"))?;
 
+    for job in rows.declared.values() {
+        let written = insert_declared!(&mut *transaction, job).await;
+        written.map_err(failed("writing a declared job"))?;
+    }
     let mut written = 0;
     let numbered: Vec<(usize, &ShareRow<'_>)> = rows.shares.iter().enumerate().collect();
     for chunk in numbered.chunks(SQLITE_ROWS_MAX) {
         let mut query = QueryBuilder::<Sqlite>::new(
             "INSERT INTO share_batch (received_at_ms, commit_id, part, node, account, worker,
                  extranonce_prefix, template_id, coinbase_sequence, prev_hash, shares, work,
-                 proofs) ",
+                 proofs, declared_id, factor_ppm) ",
         );
         query.push_values(chunk, |mut row, (part, share)| {
             let group = &share.batch.group;
@@ -698,7 +966,9 @@ async fn append_sqlite(
                 .push_bind(group.prev_hash.to_vec())
                 .push_bind(signed(group.proofs.len() as u64))
                 .push_bind(share.work.to_string())
-                .push_bind(share.proofs.clone());
+                .push_bind(share.proofs.clone())
+                .push_bind(group.worth.declared.map(|id| id.0.to_vec()))
+                .push_bind(i64::from(group.worth.factor_ppm));
         });
         query.push(" ON CONFLICT DO NOTHING");
         let done = query.build().persistent(chunk.len() == 1).execute(&mut *transaction).await;
@@ -735,37 +1005,40 @@ async fn add_to_workers_sqlite(
     workers: &[OwnerCounters<'_>],
 ) -> Result<(), StoreError> {
     let mut query = QueryBuilder::<Sqlite>::new(
-        "SELECT account, worker, work FROM worker_total WHERE (account, worker) IN (",
+        "SELECT account, worker, work, credit FROM worker_total WHERE (account, worker) IN (",
     );
     query.push_values(workers, |mut row, ((account, worker), _)| {
         row.push_bind(account.to_string()).push_bind(worker.to_string());
     });
     query.push(")");
-    let known: Vec<(String, String, String)> = query
+    let known: Vec<(String, String, String, String)> = query
         .build_query_as()
         .persistent(workers.len() == 1)
         .fetch_all(&mut *connection)
         .await
         .map_err(failed("reading counters"))?;
     let mut before = HashMap::new();
-    for (account, worker, work) in known {
-        before.insert((account, worker), parse_work(&work)?);
+    for (account, worker, work, credit) in known {
+        before.insert((account, worker), (parse_work(&work)?, parse_work(&credit)?));
     }
 
     let mut sums = Vec::with_capacity(workers.len());
     for ((account, worker), counters) in workers {
         let had = before.get(&(account.to_string(), worker.to_string()));
-        let work = sum(had.copied().unwrap_or(U256::ZERO), counters.work)?;
-        sums.push((account, worker, counters, work));
+        let (work, credit) = had.copied().unwrap_or_default();
+        let (work, credit) = (sum(work, counters.work)?, sum(credit, counters.credit)?);
+        sums.push((account, worker, counters, work, credit));
     }
     let mut query = QueryBuilder::<Sqlite>::new(
-        "INSERT INTO worker_total (account, worker, shares, work, last_share_at_ms, best_hash) ",
+        "INSERT INTO worker_total (account, worker, shares, work, credit, last_share_at_ms,
+             best_hash) ",
     );
-    query.push_values(&sums, |mut row, (account, worker, counters, work)| {
+    query.push_values(&sums, |mut row, (account, worker, counters, work, credit)| {
         row.push_bind(account.to_string())
             .push_bind(worker.to_string())
             .push_bind(signed(counters.shares))
             .push_bind(work.to_string())
+            .push_bind(credit.to_string())
             .push_bind(signed(counters.last_share_at_ms))
             .push_bind(as_people_read(counters.best_hash).to_vec());
     });
@@ -773,6 +1046,7 @@ async fn add_to_workers_sqlite(
         " ON CONFLICT (account, worker) DO UPDATE SET
              shares = shares + excluded.shares,
              work = excluded.work,
+             credit = excluded.credit,
              last_share_at_ms = max(last_share_at_ms, excluded.last_share_at_ms),
              best_hash = min(best_hash, excluded.best_hash)",
     );
@@ -787,6 +1061,10 @@ async fn append_postgres(
     rows: &Rows<'_>,
 ) -> Result<Appended, StoreError> {
     let mut transaction = connection.begin().await.map_err(failed("beginning a commit"))?;
+    for job in rows.declared.values() {
+        let written = insert_declared!(&mut *transaction, job).await;
+        written.map_err(failed("writing a declared job"))?;
+    }
     let column = |of: fn(&ShareBatch) -> i64| -> Vec<i64> {
         rows.shares.iter().map(|share| of(share.batch)).collect()
     };
@@ -794,10 +1072,10 @@ async fn append_postgres(
     let done = sqlx::query(
         "INSERT INTO share_batch (commit_id, node, received_at_ms, part, account, worker,
              extranonce_prefix, template_id, coinbase_sequence, prev_hash, shares, work,
-                 proofs)
+             proofs, declared_id, factor_ppm)
          SELECT $1, $2, * FROM UNNEST($3::bigint[], $4::bigint[], $5::text[], $6::text[],
              $7::bytea[], $8::bigint[], $9::bigint[], $10::bytea[], $11::bigint[],
-             $12::text[]::numeric[], $13::bytea[])
+             $12::text[]::numeric[], $13::bytea[], $14::bytea[], $15::bigint[])
          ON CONFLICT DO NOTHING",
     )
     .bind(commit.0.to_vec())
@@ -813,6 +1091,8 @@ async fn append_postgres(
     .bind(column(|batch| signed(batch.group.proofs.len() as u64)))
     .bind(rows.shares.iter().map(|share| share.work.to_string()).collect::<Vec<_>>())
     .bind(rows.shares.iter().map(|share| share.proofs.as_slice()).collect::<Vec<_>>())
+    .bind(groups().map(|group| group.worth.declared.map(|id| id.0.to_vec())).collect::<Vec<_>>())
+    .bind(column(|batch| i64::from(batch.group.worth.factor_ppm)))
     .execute(&mut *transaction)
     .await
     .map_err(failed("writing share batches"))?;
@@ -843,12 +1123,14 @@ async fn add_to_workers_postgres(
 ) -> Result<(), StoreError> {
     let counters = || rows.workers.values();
     sqlx::query(
-        "INSERT INTO worker_total (account, worker, shares, work, last_share_at_ms, best_hash)
+        "INSERT INTO worker_total (account, worker, shares, work, credit, last_share_at_ms,
+             best_hash)
          SELECT * FROM UNNEST($1::text[], $2::text[], $3::bigint[], $4::text[]::numeric[],
-             $5::bigint[], $6::bytea[])
+             $5::text[]::numeric[], $6::bigint[], $7::bytea[])
          ON CONFLICT (account, worker) DO UPDATE SET
              shares = worker_total.shares + excluded.shares,
              work = worker_total.work + excluded.work,
+             credit = worker_total.credit + excluded.credit,
              last_share_at_ms = GREATEST(worker_total.last_share_at_ms, excluded.last_share_at_ms),
              best_hash = LEAST(worker_total.best_hash, excluded.best_hash)",
     )
@@ -856,6 +1138,7 @@ async fn add_to_workers_postgres(
     .bind(rows.workers.keys().map(|(_, worker)| worker.to_string()).collect::<Vec<_>>())
     .bind(counters().map(|worker| signed(worker.shares)).collect::<Vec<_>>())
     .bind(counters().map(|worker| worker.work.to_string()).collect::<Vec<_>>())
+    .bind(counters().map(|worker| worker.credit.to_string()).collect::<Vec<_>>())
     .bind(counters().map(|worker| signed(worker.last_share_at_ms)).collect::<Vec<_>>())
     .bind(counters().map(|worker| as_people_read(worker.best_hash).to_vec()).collect::<Vec<_>>())
     .execute(connection)
@@ -866,28 +1149,27 @@ async fn add_to_workers_postgres(
 
 // ---- reading ----
 
-type WorkerRow = (String, String, i64, String, i64, Vec<u8>);
+type WorkerRow = (String, String, i64, String, String, i64, Vec<u8>);
 
 fn worker_totals(row: WorkerRow) -> Result<WorkerTotals, StoreError> {
-    let (account, worker, shares, work, last_share_at_ms, best_hash) = row;
+    let (account, worker, shares, work, credit, last_share_at_ms, best_hash) = row;
     Ok(WorkerTotals {
         account,
         worker,
         shares: unsigned(shares)?,
         work: parse_work(&work)?,
+        credit: parse_work(&credit)?,
         last_share_at_ms: unsigned(last_share_at_ms)?,
         best_hash: as_people_read(hash(best_hash)?),
     })
 }
 
-type BlockRow = (Vec<u8>, i64, Vec<u8>, i64, String, String, i64, i64, String, String);
+type BlockRow =
+    (Vec<u8>, i64, Vec<u8>, i64, String, String, i64, i64, String, String, String, Option<Vec<u8>>);
 
 fn block_record(row: BlockRow) -> Result<BlockRecord, StoreError> {
-    let (block, height, prev, found_at_ms, account, worker, value_sats, nbits, state, detail) = row;
-    let narrow = |number: i64| {
-        u32::try_from(number)
-            .map_err(|_| StoreError::Corrupt(format!("{number} for 32 bits of a block")))
-    };
+    let (block, height, prev, found_at_ms, account, worker, value_sats, nbits, ..) = row;
+    let (.., state, detail, route, declared) = row;
     Ok(BlockRecord {
         hash: hash(block)?,
         height: narrow(height)?,
@@ -899,36 +1181,41 @@ fn block_record(row: BlockRow) -> Result<BlockRecord, StoreError> {
         nbits: narrow(nbits)?,
         state: BlockState::parse(&state)?,
         detail,
+        route: Route::parse(&route)?,
+        declared: declared.map(declared_id).transpose()?,
     })
 }
 
 async fn shares_total_sqlite(readers: &SqlitePool) -> Result<Totals, StoreError> {
-    let rows: Vec<(String, i64, String)> =
-        sqlx::query_as("SELECT account, shares, work FROM worker_total ORDER BY account")
+    let rows: Vec<(String, i64, String, String)> =
+        sqlx::query_as("SELECT account, shares, work, credit FROM worker_total ORDER BY account")
             .fetch_all(readers)
             .await
             .map_err(failed("summing shares"))?;
     let mut totals = Totals { workers: rows.len() as u64, ..Totals::default() };
     let mut last_account = None;
-    for (account, shares, work) in &rows {
+    for (account, shares, work, credit) in &rows {
         totals.shares += unsigned(*shares)?;
         totals.work = sum(totals.work, parse_work(work)?)?;
+        totals.credit = sum(totals.credit, parse_work(credit)?)?;
         totals.accounts += u64::from(last_account.replace(account) != Some(account));
     }
     Ok(totals)
 }
 
 async fn shares_total_postgres(pool: &PgPool) -> Result<Totals, StoreError> {
-    let (shares, work, accounts, workers): (i64, String, i64, i64) = sqlx::query_as(
-        "SELECT COALESCE(SUM(shares), 0)::bigint, COALESCE(SUM(work), 0)::text,
-             COUNT(DISTINCT account), COUNT(*) FROM worker_total",
-    )
-    .fetch_one(pool)
-    .await
-    .map_err(failed("summing shares"))?;
+    let (shares, work, credit, accounts, workers): (i64, String, String, i64, i64) =
+        sqlx::query_as(
+            "SELECT COALESCE(SUM(shares), 0)::bigint, COALESCE(SUM(work), 0)::text,
+             COALESCE(SUM(credit), 0)::text, COUNT(DISTINCT account), COUNT(*) FROM worker_total",
+        )
+        .fetch_one(pool)
+        .await
+        .map_err(failed("summing shares"))?;
     Ok(Totals {
         shares: unsigned(shares)?,
         work: parse_work(&work)?,
+        credit: parse_work(&credit)?,
         accounts: unsigned(accounts)?,
         workers: unsigned(workers)?,
         ..Totals::default()
@@ -972,6 +1259,31 @@ fn parse_work(decimal: &str) -> Result<U256, StoreError> {
         .map_err(|_| StoreError::Corrupt(format!("{decimal:?} as work")))
 }
 
+fn narrow(number: i64) -> Result<u32, StoreError> {
+    u32::try_from(number).map_err(|_| StoreError::Corrupt(format!("{number} for 32 bits")))
+}
+
+fn node_number(number: i64) -> Result<u16, StoreError> {
+    u16::try_from(number).map_err(|_| StoreError::Corrupt(format!("{number} for a node")))
+}
+
+fn declared_id(bytes: Vec<u8>) -> Result<DeclaredId, StoreError> {
+    let corrupt = |bytes: Vec<u8>| StoreError::Corrupt(format!("an id of {} bytes", bytes.len()));
+    bytes.try_into().map(DeclaredId).map_err(corrupt)
+}
+
+/// What `work` is credited on a job of that worth: the whole of it on the pool's own. Rounded down for the
+/// sum of a row, so less than one hash of each row is credited to nobody.
+fn credit_for(work: U256, worth: Worth) -> Result<U256, StoreError> {
+    let million = U256::from(1_000_000_u32);
+    if worth.factor_ppm == 1_000_000 {
+        return Ok(work);
+    }
+    let parts = work.checked_mul(U256::from(worth.factor_ppm));
+    let parts = parts.ok_or_else(|| StoreError::Corrupt("work above 2^256".into()))?;
+    Ok(parts / million)
+}
+
 /// 2^32 shares of the hardest difficulty there is would be needed to overflow.
 fn sum(a: U256, b: U256) -> Result<U256, StoreError> {
     a.checked_add(b).ok_or_else(|| StoreError::Corrupt("work above 2^256".into()))
@@ -1012,6 +1324,31 @@ mod tests {
             assert_eq!(BlockState::parse(state.as_str()).unwrap(), state);
         }
         assert!(BlockState::parse("lost").is_err());
+    }
+
+    #[test]
+    fn every_route_and_mode_is_read_as_it_was_written() {
+        for route in Route::ALL {
+            assert_eq!(Route::parse(route.as_str()).unwrap(), route);
+        }
+        for mode in DeclareMode::ALL {
+            assert_eq!(DeclareMode::parse(mode.as_str()).unwrap(), mode);
+        }
+        assert!(Route::parse("pigeon").is_err() && DeclareMode::parse("half").is_err());
+    }
+
+    #[test]
+    fn credit_is_work_by_its_factor_rounded_down() {
+        let credit = |work: u64, factor_ppm| {
+            credit_for(U256::from(work), Worth { declared: None, factor_ppm }).unwrap()
+        };
+        assert_eq!(credit(7, 1_000_000), U256::from(7));
+        assert_eq!(credit(1_000_001, 999_999), U256::from(999_999));
+        assert_eq!(credit(1_000_000, 1_020_000), U256::from(1_020_000));
+        assert_eq!(credit(1, 999_999), U256::ZERO);
+        let most = Worth { declared: None, factor_ppm: 999_999 };
+        assert!(credit_for(U256::MAX, most).is_err());
+        assert_eq!(credit_for(U256::MAX >> 20, most).unwrap() >> 235, U256::ONE);
     }
 
     #[test]
@@ -1059,10 +1396,10 @@ mod tests {
             template: proto::template::TemplateId(1),
             coinbase_sequence: 0,
             prev_hash: [2; 32],
-            worth: proto::mining::Worth::POOL_JOB,
+            worth: Worth::POOL_JOB,
             proofs: vec![proof; 4_000],
         };
-        let rows = [ShareBatch { received_at_ms: 1, group }];
+        let rows = [ShareBatch { received_at_ms: 1, group, declared: None }];
         let id = CommitId([7; 16]);
         assert!(store.append(0, id, &rows).await.is_err(), "there was room after all");
         // Room again is another connection's limit here; nothing else was done to the store.

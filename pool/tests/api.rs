@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use pool::api::{self, Facts, NodeView, Sources};
 use pool::board::{
-    BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot, HashRate, HashRates,
+    BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot, HashRate, HashRates, JobRow,
+    VerdictRow,
 };
 use pool::credit::FailingSince;
 use pool::metrics::Metrics;
-use pool::store::{BlockRecord, BlockState, Store};
+use pool::store::{BlockRecord, BlockState, DeclareMode, DeclaredRecord, Route, Store};
+use proto::mining::DeclaredId;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -154,6 +156,7 @@ fn connection(id: u64) -> ConnectionSnapshot {
             last_share_at: Some(1_700_000_200),
             hash_rate: HashRates { minute: rate, five_minutes: rate, hour: rate },
         }],
+        custom_jobs: None,
     }
 }
 
@@ -367,14 +370,70 @@ async fn blocks_and_workers_come_from_the_store() {
         nbits: 0x1d00_ffff,
         state: BlockState::Accepted,
         detail: String::new(),
+        route: Route::Solution,
+        declared: Some(DeclaredId([0x5a; 16])),
     };
     server.store.record_block(&block).await.unwrap();
     let page = server.json("/api/v1/blocks").await;
     assert_eq!(page["blocks"][0]["state"], "accepted");
+    assert_eq!(page["blocks"][0]["route"], "solution");
+    assert_eq!(page["blocks"][0]["declared_job"], "5a".repeat(16));
     assert_eq!(page["blocks"][0]["value_sats"], 5_000_000_000u64);
     assert!(page["blocks"][0]["hash"].as_str().unwrap().ends_with("cd"));
     let page = server.json("/api/v1/workers").await;
     assert_eq!(page, serde_json::json!({ "workers_total": 0, "workers": [] }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn declared_jobs_are_shown_with_what_they_earn_and_refusals_with_their_reason() {
+    let server = Server::start().await;
+    let job = DeclaredRecord {
+        id: DeclaredId([0x5a; 16]),
+        node: 0,
+        declared_at_ms: 1_700_000_000_123,
+        account: "bc1qme".into(),
+        mode: DeclareMode::FullTemplate,
+        height: 102,
+        prev_hash: [0; 32],
+        nbits: 0x1d00_ffff,
+        version: 0x2000_0000,
+        coinbase_prefix: vec![1],
+        coinbase_suffix: vec![2],
+        merkle_path: vec![[3; 32]],
+        transactions: Some(1),
+        value_sats: 5_000_001_000,
+        pool_sats: 5_000_001_000,
+        fees_sats: 1_000,
+        reference_fees_sats: 30_181_087,
+        factor_ppm: 994_000,
+    };
+    server.store.record_declared(&job).await.unwrap();
+    let verdict = |verdict, reason: &str| VerdictRow {
+        at_ms: 1_700_000_000_456,
+        connection: 7,
+        account: "bc1qme".into(),
+        mode: "full-template",
+        verdict,
+        reason: reason.into(),
+        check_ms: 12,
+        transactions: 4_000,
+        supplied: 2,
+        job: None,
+    };
+    server.board.verdict(verdict("invalid-coinbase-tx-outputs", "one satoshi short"));
+    let approved = VerdictRow { job: Some(JobRow::of(&job)), ..verdict("approved", "") };
+    server.board.verdict(approved);
+    let page = server.json("/api/v1/declared").await;
+    assert_eq!(page["jobs"][0]["id"], "5a".repeat(16));
+    assert_eq!(page["jobs"][0]["earns"], "your template earns 99.4 % of ours");
+    assert_eq!(page["jobs"][0]["reference_fees_sats"], 30_181_087);
+    assert_eq!(page["verdicts"][0]["job"]["factor_ppm"], 994_000);
+    assert_eq!(page["verdicts"][1]["verdict"], "invalid-coinbase-tx-outputs");
+    assert_eq!(page["verdicts"][1]["reason"], "one satoshi short");
+    assert_eq!(page["declarers_total"], 0);
+    let none = |route| serde_json::json!({ "route": route, "blocks": 0, "on_declared_jobs": 0 });
+    let routes = serde_json::json!([none("share"), none("solution"), none("miner")]);
+    assert_eq!(page["blocks_by_route"], routes);
 }
 
 #[tokio::test(flavor = "multi_thread")]

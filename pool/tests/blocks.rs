@@ -19,7 +19,7 @@ use job_declarator::node::{
 };
 use pool::block::{Blocks, BlocksHandle};
 use pool::metrics::Metrics;
-use pool::store::{BlockRecord, BlockState, Store};
+use pool::store::{BlockRecord, BlockState, Route, Store};
 use proto::extranonce::Extranonce;
 use proto::job::{HeaderFields, Job};
 use proto::limits::EXTRANONCE_LEN;
@@ -183,7 +183,7 @@ async fn a_block_is_whole_on_disk_when_keep_returns_though_no_node_answers() {
     let pool = start(folder.path(), &[&line], &store(folder.path()).await);
     let block = found(&line, 1).await;
     let bytes = block.job.block(&block.header, &block.extranonce).unwrap();
-    pool.handle.keep(block).await;
+    pool.handle.keep(block, Route::Share, None).await;
     let [name] = &files(&folder.path().join("blocks"))[..] else { panic!("not one file") };
     assert_eq!(std::fs::read(folder.path().join("blocks").join(name)).unwrap(), bytes);
     pool.stop().await;
@@ -197,7 +197,7 @@ async fn a_block_is_offered_until_the_node_is_back_p52() {
     let pool = start(folder.path(), &[&line], &store);
     let block = found(&line, 1).await;
     let hash = block.hash;
-    pool.handle.keep(block).await;
+    pool.handle.keep(block, Route::Share, None).await;
     while line.offered.load(Ordering::SeqCst) < 2 {
         sleep(Duration::from_millis(10)).await;
     }
@@ -220,7 +220,7 @@ async fn what_one_run_left_on_disk_the_next_one_offers_and_records() {
     let pool = start(folder.path(), &[&line], &store);
     let block = found(&line, 1).await;
     let hash = block.hash;
-    pool.handle.keep(block).await;
+    pool.handle.keep(block, Route::Share, None).await;
     pool.stop().await;
     assert_eq!(files(&folder.path().join("blocks")).len(), 1);
 
@@ -241,7 +241,7 @@ async fn one_dead_node_does_not_hold_a_block_back_from_another() {
     let pool = start(folder.path(), &[&dead, &alive], &store);
     let block = found(&alive, 1).await;
     let hash = block.hash;
-    pool.handle.keep(block).await;
+    pool.handle.keep(block, Route::Share, None).await;
     recorded(&store).await;
     assert_eq!(alive.chain_info().await.unwrap().tip, hash);
     pool.stop().await;
@@ -256,7 +256,7 @@ async fn a_block_that_comes_second_is_recorded_as_stale() {
     assert_eq!(line.submit_block(&other).await.unwrap(), Submitted::Accepted);
     let store = store(folder.path()).await;
     let pool = start(folder.path(), &[&line], &store);
-    pool.handle.keep(second).await;
+    pool.handle.keep(second, Route::Share, None).await;
     assert_eq!(recorded(&store).await[0].state, BlockState::Stale);
     pool.stop().await;
 }
@@ -270,7 +270,7 @@ async fn a_folder_that_cannot_be_written_does_not_hold_a_block_back() {
     std::fs::remove_dir_all(folder.path().join("blocks")).unwrap();
     let block = found(&line, 1).await;
     let hash = block.hash;
-    pool.handle.keep(block).await;
+    pool.handle.keep(block, Route::Share, None).await;
     assert_eq!(recorded(&store).await[0].hash, hash);
     pool.stop().await;
 }
@@ -284,7 +284,7 @@ async fn a_file_that_is_no_block_is_left_alone_and_stops_nothing() {
     let line = Line::new(false);
     let store = store(folder.path()).await;
     let pool = start(folder.path(), &[&line], &store);
-    pool.handle.keep(found(&line, 1).await).await;
+    pool.handle.keep(found(&line, 1).await, Route::Share, None).await;
     recorded(&store).await;
     pool.stop().await;
     assert_eq!(std::fs::read(blocks.join("7-torn.unreadable")).unwrap(), b"half a blo");
@@ -299,7 +299,7 @@ async fn a_block_that_the_store_did_not_take_stays_on_disk_for_the_next_start() 
     away.close().await;
     let block = found(&line, 1).await;
     let hash = block.hash;
-    pool.handle.keep(block).await;
+    pool.handle.keep(block, Route::Share, None).await;
     while line.chain_info().await.unwrap().tip != hash {
         sleep(Duration::from_millis(10)).await;
     }
@@ -320,7 +320,7 @@ async fn a_stop_does_not_take_one_nodes_refusal_for_the_silent_ones_answer() {
     let other = first.job.block(&first.header, &first.extranonce).unwrap();
     assert_eq!(refuses.submit_block(&other).await.unwrap(), Submitted::Accepted);
     let pool = start(folder.path(), &[&refuses, &silent], &store(folder.path()).await);
-    pool.handle.keep(second).await;
+    pool.handle.keep(second, Route::Share, None).await;
     while silent.offered.load(Ordering::SeqCst) < 1 {
         sleep(Duration::from_millis(10)).await;
     }
@@ -344,7 +344,7 @@ async fn many_blocks_of_an_earlier_run_do_not_hold_up_a_new_one_while_the_node_i
     }
     let pool = start(folder.path(), &[&line], &store(folder.path()).await);
     let bytes = bytes_of(&new);
-    timeout(PATIENCE, pool.handle.keep(new)).await.expect("its finder waits");
+    timeout(PATIENCE, pool.handle.keep(new, Route::Share, None)).await.expect("its finder waits");
     until("the new block is not offered", || line.was_offered(&bytes)).await;
     assert!(line.headers.lock().unwrap().len() < 50, "all the old ones at once");
 
@@ -363,7 +363,9 @@ async fn more_new_blocks_than_are_offered_at_once_wait_on_disk_and_their_finder_
     // As many as were offered and queued before a finder had to wait, and more.
     for salt in 0..140 {
         let block = found(&line, salt).await;
-        timeout(PATIENCE, pool.handle.keep(block)).await.expect("its finder waits");
+        timeout(PATIENCE, pool.handle.keep(block, Route::Share, None))
+            .await
+            .expect("its finder waits");
     }
     assert_eq!(files(&blocks).len(), 140);
     line.is_cut.store(false, Ordering::SeqCst);

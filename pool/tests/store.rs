@@ -14,12 +14,13 @@ use pool::credit::{Credit, CreditHandle, GaveUp, LedgerEnded};
 use pool::limits::{ACCOUNT_WORKERS_MAX, SEEN_TIPS_MAX, SQLITE_ROWS_MAX};
 use pool::metrics::Metrics;
 use pool::store::{
-    Appended, BlockRecord, BlockState, CommitId, ShareBatch, Store, StoreError, Totals,
+    Appended, BlockRecord, BlockState, CommitId, DeclareMode, DeclaredRecord, DeclaredTotals,
+    Route, ShareBatch, Store, StoreError, Totals,
 };
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use proto::extranonce::ExtranoncePrefix;
-use proto::mining::{ChannelId, Committed, CreditBatch, CreditGroup, Owner};
+use proto::mining::{ChannelId, Committed, CreditBatch, CreditGroup, DeclaredId, Owner, Worth};
 use proto::share::Proof;
 use proto::target::Difficulty;
 use proto::template::TemplateId;
@@ -73,6 +74,14 @@ claims! {
     a_found_block_is_kept_and_its_state_follows
     a_block_recorded_again_stays_as_it_is
     a_block_that_was_never_recorded_has_no_state
+    a_block_keeps_its_declared_job_and_the_route_that_won
+    a_declared_jobs_row_is_there_with_its_first_shares_and_written_once
+    shares_of_a_declared_job_that_has_no_row_are_not_written
+    a_declared_job_stays_as_it_was_first_written
+    declared_jobs_are_listed_the_newest_first_and_no_more_than_asked
+    credit_is_work_by_the_jobs_factor_and_work_stays_what_was_hashed
+    what_was_credited_before_declared_jobs_counts_in_full
+    a_share_whose_declared_job_was_lost_on_the_way_is_credited_all_the_same
     a_proof_twice_in_one_batch_is_credited_once_and_named
     a_proof_on_two_connections_is_credited_once_and_named
     a_proof_again_after_a_restart_is_not_credited
@@ -121,6 +130,7 @@ fn group(account: &str, worker: &str, tip_number: u8, proofs: Vec<Proof>) -> Cre
         template: TemplateId(4),
         coinbase_sequence: 5,
         prev_hash: tip(tip_number),
+        worth: Worth::POOL_JOB,
         proofs,
     }
 }
@@ -132,7 +142,38 @@ fn shares(tip_number: u8, numbers: impl IntoIterator<Item = u64>) -> CreditGroup
 }
 
 fn at(received_at_ms: u64, group: CreditGroup) -> ShareBatch {
-    ShareBatch { received_at_ms, group }
+    ShareBatch { received_at_ms, group, declared: None }
+}
+
+fn declared(number: u8, declared_at_ms: u64) -> DeclaredRecord {
+    DeclaredRecord {
+        id: DeclaredId([number; 16]),
+        node: NODE,
+        declared_at_ms,
+        account: "alice".into(),
+        mode: DeclareMode::FullTemplate,
+        height: 800_000 + u32::from(number),
+        prev_hash: tip(number),
+        nbits: 0x1703_4219,
+        version: 0x2000_0000,
+        coinbase_prefix: vec![1; 60],
+        coinbase_suffix: vec![2; 130],
+        merkle_path: vec![[3; 32], [4; 32]],
+        transactions: Some(3),
+        value_sats: 312_600_000,
+        pool_sats: 312_500_001,
+        fees_sats: 100_000,
+        reference_fees_sats: 200_000,
+        factor_ppm: 999_680,
+    }
+}
+
+/// Shares of difficulty 1 on a declared job, with its row or without.
+fn on_job(job: &DeclaredRecord, numbers: impl IntoIterator<Item = u64>) -> ShareBatch {
+    let tip_number = job.prev_hash[0];
+    let worth = Worth { declared: Some(job.id), factor_ppm: job.factor_ppm };
+    let group = CreditGroup { worth, ..shares(tip_number, numbers) };
+    ShareBatch { received_at_ms: 1, group, declared: Some(Arc::new(job.clone())) }
 }
 
 fn commit_id() -> CommitId {
@@ -162,6 +203,8 @@ fn block(number: u8, found_at_ms: u64) -> BlockRecord {
         nbits: 0x1703_4219,
         state: BlockState::Found,
         detail: String::new(),
+        route: Route::Share,
+        declared: None,
     }
 }
 
@@ -182,7 +225,7 @@ impl Ledger {
 
     /// As one connection of its own: hands in a batch and waits for the answer.
     async fn credit(&self, groups: Vec<CreditGroup>) -> Committed {
-        let answer = self.handle.submit(CreditBatch { id: 31, groups }).await.unwrap();
+        let answer = self.handle.submit(CreditBatch { id: 31, groups }, vec![]).await.unwrap();
         let committed = answer.await.unwrap();
         assert_eq!(committed.id, 31);
         committed
@@ -213,6 +256,7 @@ async fn an_appended_share_is_there_after_reopen(database: &Database) {
     let expected = Totals {
         shares: 3,
         work: work(0) * U256::from(3),
+        credit: work(0) * U256::from(3),
         accounts: 1,
         workers: 1,
         ..Totals::default()
@@ -401,9 +445,9 @@ async fn a_found_block_is_kept_and_its_state_follows(database: &Database) {
     }
     assert_eq!(store.totals().await.unwrap().blocks_found, 3);
     assert_eq!(store.totals().await.unwrap().blocks_accepted, 0);
-    store.set_block_state([1; 32], BlockState::Accepted, "by node 1").await.unwrap();
-    store.set_block_state([2; 32], BlockState::Confirmed, "").await.unwrap();
-    store.set_block_state([3; 32], BlockState::Stale, "inconclusive").await.unwrap();
+    store.set_block_state([1; 32], BlockState::Accepted, Route::Share, "by node 1").await.unwrap();
+    store.set_block_state([2; 32], BlockState::Confirmed, Route::Share, "").await.unwrap();
+    store.set_block_state([3; 32], BlockState::Stale, Route::Share, "inconclusive").await.unwrap();
     store.close().await;
 
     let store = database.open().await;
@@ -421,7 +465,7 @@ async fn a_found_block_is_kept_and_its_state_follows(database: &Database) {
 async fn a_block_recorded_again_stays_as_it_is(database: &Database) {
     let store = database.open().await;
     store.record_block(&block(1, 10)).await.unwrap();
-    store.set_block_state([1; 32], BlockState::Accepted, "").await.unwrap();
+    store.set_block_state([1; 32], BlockState::Accepted, Route::Share, "").await.unwrap();
     store.record_block(&block(1, 99)).await.unwrap();
     let expected = BlockRecord { state: BlockState::Accepted, ..block(1, 10) };
     assert_eq!(store.blocks(9).await.unwrap(), [expected]);
@@ -430,12 +474,140 @@ async fn a_block_recorded_again_stays_as_it_is(database: &Database) {
 async fn a_block_that_was_never_recorded_has_no_state(database: &Database) {
     let store = database.open().await;
     store.record_block(&block(1, 10)).await.unwrap();
-    let refused = store.set_block_state([2; 32], BlockState::Accepted, "").await;
+    let refused = store.set_block_state([2; 32], BlockState::Accepted, Route::Share, "").await;
     assert!(matches!(refused, Err(StoreError::NoSuchBlock(_))));
     assert_eq!(store.blocks(9).await.unwrap(), [block(1, 10)]);
 }
 
+async fn a_block_keeps_its_declared_job_and_the_route_that_won(database: &Database) {
+    let store = database.open().await;
+    let on_a_declared = BlockRecord { declared: Some(DeclaredId([7; 16])), ..block(2, 20) };
+    for block in [block(1, 10), on_a_declared, block(3, 30)] {
+        store.record_block(&block).await.unwrap();
+    }
+    let none_yet = Route::ALL.map(|route| (route, 0, 0));
+    assert_eq!(store.blocks_by_route().await.unwrap(), none_yet, "found is not brought");
+    store.set_block_state([1; 32], BlockState::Accepted, Route::Share, "").await.unwrap();
+    store.set_block_state([2; 32], BlockState::Accepted, Route::Solution, "").await.unwrap();
+    store.set_block_state([3; 32], BlockState::Stale, Route::Miner, "").await.unwrap();
+    let blocks = store.blocks(9).await.unwrap();
+    let kept: Vec<_> = blocks.iter().map(|block| (block.route, block.declared)).collect();
+    let job = Some(DeclaredId([7; 16]));
+    assert_eq!(kept, [(Route::Miner, None), (Route::Solution, job), (Route::Share, None)]);
+    let expected = [(Route::Share, 1, 0), (Route::Solution, 1, 1), (Route::Miner, 0, 0)];
+    assert_eq!(store.blocks_by_route().await.unwrap(), expected);
+}
+
+// ---- declared jobs ----
+
+async fn a_declared_jobs_row_is_there_with_its_first_shares_and_written_once(database: &Database) {
+    let store = database.open().await;
+    let (job, half) = (declared(1, 10), declared(2, 5));
+    let half = DeclaredRecord { mode: DeclareMode::CoinbaseOnly, transactions: None, ..half };
+    assert!(store.declared_jobs(9).await.unwrap().is_empty());
+    append(&store, &[on_job(&job, 1..=2), on_job(&half, 1..=1)]).await.unwrap();
+    append(&store, &[on_job(&job, 3..=5)]).await.unwrap();
+    store.close().await;
+    let store = database.open().await;
+    let expected =
+        [DeclaredTotals { job: job.clone(), shares: 5 }, DeclaredTotals { job: half, shares: 1 }];
+    assert_eq!(store.declared_jobs(9).await.unwrap(), expected);
+    assert_eq!(store.proofs_of(job.prev_hash).await.unwrap().len(), 5);
+}
+
+async fn shares_of_a_declared_job_that_has_no_row_are_not_written(database: &Database) {
+    let store = database.open().await;
+    let job = declared(1, 10);
+    let without = ShareBatch { declared: None, ..on_job(&job, 1..=2) };
+    append(&store, std::slice::from_ref(&without)).await.unwrap_err();
+    assert_eq!(store.totals().await.unwrap(), Totals::default());
+    append(&store, &[on_job(&job, 3..=3)]).await.unwrap();
+    append(&store, &[without]).await.unwrap();
+    assert_eq!(store.totals().await.unwrap().shares, 3);
+}
+
+async fn a_declared_job_stays_as_it_was_first_written(database: &Database) {
+    let store = database.open().await;
+    let job = declared(1, 10);
+    store.record_declared(&job).await.unwrap();
+    let other = DeclaredRecord { factor_ppm: 1, ..job.clone() };
+    store.record_declared(&other).await.unwrap();
+    append(&store, &[on_job(&other, 1..=1)]).await.unwrap();
+    assert_eq!(store.declared_jobs(9).await.unwrap(), [DeclaredTotals { job, shares: 1 }]);
+}
+
+async fn declared_jobs_are_listed_the_newest_first_and_no_more_than_asked(database: &Database) {
+    let store = database.open().await;
+    for (number, at_ms) in [(1, 10), (2, 30), (3, 20)] {
+        store.record_declared(&declared(number, at_ms)).await.unwrap();
+    }
+    let listed = async |limit| -> Vec<u8> {
+        let jobs = store.declared_jobs(limit).await.unwrap();
+        jobs.iter().map(|listed| listed.job.id.0[0]).collect()
+    };
+    assert_eq!(listed(9).await, [2, 3, 1]);
+    assert_eq!(listed(2).await, [2, 3]);
+}
+
+async fn credit_is_work_by_the_jobs_factor_and_work_stays_what_was_hashed(database: &Database) {
+    let store = database.open().await;
+    let job = declared(1, 10);
+    append(&store, &[on_job(&job, 1..=3), at(1, shares(2, [4]))]).await.unwrap();
+    append(&store, &[on_job(&job, 5..=5)]).await.unwrap();
+    // Rounded down for each row: 3 shares, then 1.
+    let of_row =
+        |count: u64| work(0) * U256::from(count) * U256::from(999_680) / U256::from(1_000_000);
+    let credit = of_row(3) + of_row(1) + work(0);
+    let totals = store.totals().await.unwrap();
+    assert_eq!((totals.work, totals.credit), (work(0) * U256::from(5), credit));
+    let account = store.account("alice").await.unwrap().unwrap();
+    assert_eq!((account.work, account.credit), (totals.work, credit));
+    assert_eq!(account.workers[0].credit, credit);
+    assert_eq!(store.workers(1).await.unwrap()[0].credit, credit);
+}
+
+async fn what_was_credited_before_declared_jobs_counts_in_full(database: &Database) {
+    let store = database.open().await;
+    append(&store, &[at(1, shares(1, 1..=3))]).await.unwrap();
+    store.record_block(&block(1, 10)).await.unwrap();
+    store.close().await;
+    // As the store was: the last step undone, in its words backwards.
+    for undo in [
+        "ALTER TABLE block DROP COLUMN route",
+        "ALTER TABLE block DROP COLUMN declared_id",
+        "ALTER TABLE worker_total DROP COLUMN credit",
+        "DROP INDEX share_batch_by_declared",
+        "ALTER TABLE share_batch DROP COLUMN factor_ppm",
+        "ALTER TABLE share_batch DROP COLUMN declared_id",
+        "DROP TABLE declared_job",
+        "DELETE FROM _sqlx_migrations WHERE version = 4",
+    ] {
+        database.execute(undo).await;
+    }
+    let store = database.open().await;
+    let totals = store.totals().await.unwrap();
+    assert_eq!((totals.shares, totals.credit), (3, work(0) * U256::from(3)));
+    assert_eq!(totals.credit, totals.work);
+    assert_eq!(store.blocks(9).await.unwrap(), [block(1, 10)]);
+    append(&store, &[on_job(&declared(1, 10), 7..=7)]).await.unwrap();
+}
+
 // ---- the ledger ----
+
+async fn a_share_whose_declared_job_was_lost_on_the_way_is_credited_all_the_same(
+    database: &Database,
+) {
+    let store = database.open().await;
+    let ledger = Ledger::start(&store).await;
+    let ShareBatch { group, .. } = on_job(&declared(1, 10), 1..=2);
+    // Were it written as it came, the database would refuse it for ever, and everybody's credit with it.
+    ledger.credit(vec![group]).await;
+    let totals = store.totals().await.unwrap();
+    let factor = U256::from(999_680);
+    assert_eq!(totals.credit, work(0) * U256::from(2) * factor / U256::from(1_000_000));
+    assert!(store.declared_jobs(9).await.unwrap().is_empty());
+    ledger.end().await;
+}
 
 async fn a_proof_twice_in_one_batch_is_credited_once_and_named(database: &Database) {
     let store = database.open().await;
@@ -530,7 +702,7 @@ async fn a_store_that_is_away_delays_answers_and_loses_none(database: &Database)
     for id in 0..10 {
         // Each batch repeats the last share of the one before.
         let groups = vec![shares(1, [id, id + 1])];
-        answers.push(ledger.handle.submit(CreditBatch { id, groups }).await.unwrap());
+        answers.push(ledger.handle.submit(CreditBatch { id, groups }, vec![]).await.unwrap());
     }
     let early = tokio::time::timeout(Duration::from_millis(300), &mut answers[0]).await;
     assert!(early.is_err(), "acknowledged without a store");
@@ -549,7 +721,7 @@ async fn a_connection_that_is_gone_is_credited_all_the_same(database: &Database)
     let store = database.open().await;
     let ledger = Ledger::start(&store).await;
     let batch = CreditBatch { id: 1, groups: vec![shares(1, [1])] };
-    drop(ledger.handle.submit(batch).await.unwrap());
+    drop(ledger.handle.submit(batch, vec![]).await.unwrap());
     assert_eq!(ledger.credit(vec![shares(1, [1])]).await.duplicates, [hash(1, 1)]);
     assert_eq!(store.totals().await.unwrap().shares, 1);
     ledger.end().await;
@@ -561,7 +733,7 @@ async fn a_shutdown_commits_what_waits_and_takes_no_more(database: &Database) {
     let mut answers = Vec::new();
     for id in 0..20 {
         let batch = CreditBatch { id, groups: vec![shares(1, [id])] };
-        answers.push(ledger.handle.submit(batch).await.unwrap());
+        answers.push(ledger.handle.submit(batch, vec![]).await.unwrap());
     }
     let handle = ledger.handle.clone();
     ledger.end().await;
@@ -570,7 +742,7 @@ async fn a_shutdown_commits_what_waits_and_takes_no_more(database: &Database) {
     }
     assert_eq!(store.totals().await.unwrap().shares, 20);
     let late = CreditBatch { id: 21, groups: vec![shares(1, [21])] };
-    assert_eq!(handle.submit(late).await.err(), Some(LedgerEnded));
+    assert_eq!(handle.submit(late, vec![]).await.err(), Some(LedgerEnded));
     assert_eq!(store.totals().await.unwrap().shares, 20);
 }
 
