@@ -18,3 +18,4 @@ pub mod places;
 pub mod run;
 pub mod store;
 pub mod templates;
+pub mod turns;
