@@ -1,12 +1,15 @@
 //! What is mined now: asks the node for templates, makes one job of each for the whole pool, and
 //! publishes both to every connection at once. Started by `run`; the one owner of the node's templates.
 //!
+//! Of each tip it knows the most that templates had in fees, by which declared jobs are measured.
+//!
 //! Must never stop miners because a node is away: the last work stays published until there is newer.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Once};
 
 use bitcoin::Network;
-use job_declarator::node::{Node, NodeError, NodeTemplate, TemplateMark};
+use job_declarator::node::{Node, NodeError, NodeTemplate, TemplateMark, subsidy_sats};
 use proto::job::{ActiveTemplate, Job};
 use proto::template::{CoinbaseError, Output, Template, TemplateId};
 use tokio::sync::watch;
@@ -16,7 +19,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::api::NodeView;
-use crate::limits::{NODE_RETRY_FIRST, NODE_RETRY_MAX, NODE_SIGN_OF_LIFE_EVERY};
+use crate::limits::{
+    NODE_RETRY_FIRST, NODE_RETRY_MAX, NODE_SIGN_OF_LIFE_EVERY, REFERENCE_FEES_SPAN,
+    REFERENCE_TEMPLATES_MAX,
+};
 use crate::metrics::Metrics;
 
 /// Work as every connection sees it.
@@ -26,6 +32,58 @@ pub struct Published {
     pub active: Arc<ActiveTemplate>,
     /// When its tip was first published.
     pub tip_at: Instant,
+    /// The earliest time that a block on the tip may have, unix seconds.
+    pub earliest_ntime: u32,
+    /// Fees of our templates of this tip, from which `reference_fees_sats` takes the most.
+    fees: Arc<Fees>,
+}
+
+impl Published {
+    /// The most that our templates of this tip had in fees in the last minute: what a declared job is
+    /// measured by.
+    #[must_use]
+    pub fn reference_fees_sats(&self, now: Instant) -> u64 {
+        self.fees.most(now)
+    }
+}
+
+/// Fees of the templates of one tip, the newest last: which was the best, and until when.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Fees {
+    /// Sats, and when the template came. One counts from then until `REFERENCE_FEES_SPAN` after the next.
+    templates: VecDeque<(u64, Instant)>,
+}
+
+impl Fees {
+    fn of(sats: u64, now: Instant) -> Self {
+        Self { templates: VecDeque::from([(sats, now)]) }
+    }
+
+    /// The same with one more, and without those that do not count any longer.
+    fn with(&self, sats: u64, now: Instant) -> Self {
+        let mut templates = self.templates.clone();
+        // The newest of those that were replaced by then was still shown within the span.
+        while templates.get(1).is_some_and(|(_, next)| now - *next > REFERENCE_FEES_SPAN) {
+            templates.pop_front();
+        }
+        if templates.len() >= REFERENCE_TEMPLATES_MAX
+            && let Some((oldest, _)) = templates.pop_front()
+            && let Some((next, _)) = templates.front_mut()
+        {
+            *next = oldest.max(*next);
+        }
+        templates.push_back((sats, now));
+        Self { templates }
+    }
+
+    fn most(&self, now: Instant) -> u64 {
+        let replaced = self.templates.iter().skip(1).map(|(_, at)| Some(*at)).chain([None]);
+        let counts = |replaced: &Option<Instant>| {
+            replaced.is_none_or(|at| now.saturating_duration_since(at) <= REFERENCE_FEES_SPAN)
+        };
+        let sats = self.templates.iter().zip(replaced).filter(|(_, replaced)| counts(replaced));
+        sats.map(|((sats, _), _)| *sats).max().unwrap_or(0)
+    }
 }
 
 /// What `Templates::spawn` gives: where to read, and the task.
@@ -79,7 +137,9 @@ impl Templates {
         let active = self.work_on(&template, None)?;
         self.show(&active);
         info!(height = active.job.template().height, tip = %hex_of(&active.tip.hash), "first template");
-        Some(Published { active: Arc::new(active), tip_at: Instant::now() })
+        let (active, now) = (Arc::new(active), Instant::now());
+        let fees = Arc::new(Fees::of(self.fees_sats(&template), now));
+        Some(Published { active, tip_at: now, earliest_ntime: template.earliest_ntime, fees })
     }
 
     /// Publishes until `shutdown`.
@@ -186,10 +246,20 @@ impl Templates {
             );
         }
         let unchanged = !new_tip && active.job.is_work_of(&before.active.job);
+        let sats = self.fees_sats(template);
+        let fees = if new_tip { Fees::of(sats, now) } else { before.fees.with(sats, now) };
         Some(Published {
             active: if unchanged { Arc::clone(&before.active) } else { Arc::new(active) },
             tip_at: if new_tip { now } else { before.tip_at },
+            earliest_ntime: template.earliest_ntime,
+            fees: Arc::new(fees),
         })
+    }
+
+    /// What the template has beyond the subsidy.
+    fn fees_sats(&self, template: &NodeTemplate) -> u64 {
+        let Template { coinbase_value_sats, height, .. } = *template.template;
+        coinbase_value_sats.saturating_sub(subsidy_sats(height, self.network))
     }
 
     fn work_on(
@@ -249,4 +319,34 @@ pub fn hex_of(hash: &[u8; 32]) -> String {
     let mut reversed = *hash;
     reversed.reverse();
     hex::encode(reversed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_declared_job_is_measured_by_our_best_template_of_the_last_minute() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let fees = Fees::of(70, at(0)).with(90, at(10)).with(50, at(40));
+        assert_eq!(fees.most(at(40)), 90);
+        // The 90 were shown until 40.
+        assert_eq!(fees.most(at(100)), 90);
+        assert_eq!(fees.most(at(101)), 50);
+        assert_eq!(fees.most(at(10_000)), 50, "a template that nothing replaced counts on");
+        assert_eq!(fees.with(60, at(150)).most(at(150)), 60);
+    }
+
+    #[test]
+    fn fees_of_many_templates_are_bounded_and_the_best_is_not_lost() {
+        let start = Instant::now();
+        let mut fees = Fees::of(90, start);
+        for sats in 0..2 * REFERENCE_TEMPLATES_MAX as u64 {
+            fees = fees.with(sats % 7, start);
+            assert!(fees.templates.len() <= REFERENCE_TEMPLATES_MAX);
+        }
+        assert_eq!(fees.most(start), 90);
+    }
 }
