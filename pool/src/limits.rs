@@ -73,6 +73,9 @@ pub const BOARD_EVERY_MS: u64 = 5_000;
 
 /// Questions to the book of tokens that wait. Each is answered in microseconds; beyond, who asks waits.
 pub const TOKEN_ASKS_MAX: usize = 1_024;
+/// Tips whose approved jobs have tokens: two blocks may come in one second, and on a development chain
+/// more. Tokens and bytes are bounded besides.
+pub const APPROVED_TIPS_KEPT: usize = 6;
 /// Custom jobs that one household may set at once: 250 declarators at a new tip, twice ...
 pub const CUSTOM_JOBS_BURST: u64 = 500;
 /// ... and then one in so many milliseconds: 250 with a new template every 30 s set eight a second. Each
@@ -102,22 +105,28 @@ pub const LIBRARY_BODIES_MAX: usize = 4_096;
 /// Checks of declarations that wait for the node's verdict at once, each with a whole block of up to 4 MB;
 /// a household has one fewer, so that no one has all. Core takes a tenth of a second for a full block.
 pub const NODE_CHECKS_MAX: usize = 3;
+/// Lists of transactions on the present tip that are known to be valid; at the bound all are forgotten, and
+/// the node is asked again.
+pub const TAKEN_BODIES_MAX: usize = 1_024;
 /// Checks at once take one core each, and where there is one core there are two turns: of these, too, a
 /// household has one fewer than there are.
 pub const CHECKS_MIN: usize = 2;
 /// A node that has not answered for so long does not: the declaration is refused as our fault.
 pub const NODE_CHECK_DEADLINE: Duration = Duration::from_secs(20);
-/// Declarations that wait for transactions, of up to 4 MB each, from everybody ...
-pub const PROVIDING_MAX: usize = 64;
-/// ... and from one household. One beyond waits for its turn to ask.
+/// Declarations that wait for transactions, of up to 4 MB each, from everybody: half a gigabyte if all of
+/// them are sent whole blocks at once ...
+pub const PROVIDING_MAX: usize = 128;
+/// ... and from one household. One beyond waits for its turn to ask ...
 pub const PROVIDING_PER_HOUSEHOLD_MAX: usize = 8;
+/// ... for so long, and is refused then.
+pub const PROVIDING_WAIT_MAX: Duration = Duration::from_secs(20);
 /// What approved jobs may hold beside transactions that are shared with our templates: from everybody ...
 pub const APPROVED_LEN_MAX: usize = 256 * 1024 * 1024;
-/// ... and from one household: 250 declarators with a job each of 64 KB of pointers, or eight full
+/// ... and from one household: 370 lists of 4,000 transactions that nobody else declares, or six full
 /// blocks that nobody else has.
-pub const APPROVED_LEN_PER_HOUSEHOLD_MAX: usize = 48 * 1024 * 1024;
-/// Approved jobs of a connection that PushSolution is tried on, the newest first: those of a tip with a
-/// template every 30 s. Each try is two hashes.
+pub const APPROVED_LEN_PER_HOUSEHOLD_MAX: usize = 24 * 1024 * 1024;
+/// Approved jobs of a connection that PushSolution is tried on, the newest first, of this tip and the last:
+/// eight minutes of a template every 30 s. Each try is two hashes and a merkle path.
 pub const SOLUTION_JOBS_MAX: usize = 16;
 /// From the first byte of a frame to its last: 4 MB at two megabits a second are sixteen seconds.
 pub const FRAME_DEADLINE: Duration = Duration::from_secs(30);

@@ -1,0 +1,343 @@
+//! Custom jobs on the mining port: what SetCustomMiningJob asks for is held against its token, our tip and
+//! the pool's rule. `Judge` is the pool's, one for all; `CustomJobs` is what one connection that selects
+//! its own work has of them. Called by `miner`.
+//!
+//! Must never use a token up before its job is mined, nor promise a job on another tip than ours.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use job_declarator::declared::{Refusal, coinbase_only};
+use proto::limits::NTIME_AHEAD_MAX_S;
+use proto::mining::server::CustomAccepted;
+use proto::mining::{
+    ChannelId, CreditBatch, CustomJob, CustomJobRequest, CustomRefusal, CustomRefused, DeclaredId,
+    Worth,
+};
+use proto::template::PrevHash;
+use proto::token::{MiningJobToken, Promise, TokenRefusal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, error};
+
+use crate::board::{BoardHandle, CustomJobsSnapshot, History, JobRow, RefusalRow, VerdictRow};
+use crate::checks::{Approved, Bookkeeping, unix_ms};
+use crate::limits::{AHEAD_WAIT_MAX, CUSTOM_JOBS_KEPT, CUSTOM_PENDING_MAX, CUSTOM_TIPS_KEPT};
+use crate::metrics::Metrics;
+use crate::miner::unix_s;
+use crate::store::{DeclareMode, DeclaredRecord};
+use crate::templates::Published;
+use crate::tokens::{NoToken, TokensHandle};
+
+/// Judges custom jobs.
+pub struct Judge {
+    /// Whom they have to pay.
+    pub book: Bookkeeping,
+    /// Whose they are.
+    pub tokens: TokensHandle,
+    /// What is mined.
+    pub templates: watch::Receiver<Published>,
+    /// Jobs whose transactions their miner keeps to himself are taken, too.
+    pub coinbase_only: bool,
+    /// Where verdicts are shown.
+    pub board: BoardHandle,
+}
+
+/// A job that may be mined, with what lasts of it.
+#[derive(Debug, Clone)]
+struct Mined {
+    record: Arc<DeclaredRecord>,
+    /// Keeps its room as long as its shares may come.
+    _approved: Option<Arc<Approved>>,
+}
+
+/// What the judge says of one request.
+pub struct Verdict {
+    /// The request's.
+    pub channel: ChannelId,
+    /// The request's.
+    pub request_id: u32,
+    /// For the server.
+    pub verdict: Result<Box<CustomJob>, (CustomRefusal, String)>,
+    mined: Option<Mined>,
+}
+
+impl Judge {
+    async fn judge(
+        &self,
+        household: IpAddr,
+        connection: u64,
+        request: &CustomJobRequest,
+    ) -> Verdict {
+        let judged = self.promised(household, connection, request).await;
+        let (channel, request_id) = (request.channel, request.request_id);
+        match judged {
+            Ok((job, mined)) => {
+                let verdict = Ok(Box::new(job));
+                Verdict { channel, request_id, verdict, mined: Some(mined) }
+            }
+            Err(refused) => Verdict { channel, request_id, verdict: Err(refused), mined: None },
+        }
+    }
+
+    async fn promised(
+        &self,
+        household: IpAddr,
+        connection: u64,
+        request: &CustomJobRequest,
+    ) -> Result<(CustomJob, Mined), (CustomRefusal, String)> {
+        let account = Arc::clone(&request.account);
+        let promise = self.tokens.promised(household, request.token, account).await;
+        let promise = promise.map_err(no_token)?;
+        let undeclared = matches!(promise, Promise::Undeclared);
+        if undeclared && !self.coinbase_only {
+            let why = "the token has no declared job; this pool asks for full templates";
+            return Err((CustomRefusal::NotYetValidated, why.to_owned()));
+        }
+        // A declared job was on our tip when it was approved: on another it is late, not early.
+        let published = match &promise {
+            Promise::Declared(_) => self.templates.borrow().clone(),
+            Promise::Undeclared => self.on_tip_of(request).await,
+        };
+        // From what consensus asks to what our clock allows.
+        let ntime = published.earliest_ntime..=unix_s().saturating_add(NTIME_AHEAD_MAX_S);
+        match promise {
+            Promise::Declared(approved) => declared(approved, request, &published, &ntime),
+            Promise::Undeclared => self.undeclared(connection, request, &published, &ntime),
+        }
+    }
+
+    /// What is mined, once it is on the request's tip; waits a moment for a node that is behind the
+    /// miner's.
+    async fn on_tip_of(&self, request: &CustomJobRequest) -> Published {
+        let mut templates = self.templates.clone();
+        let until = Instant::now() + AHEAD_WAIT_MAX;
+        let arrived =
+            templates.wait_for(|published| published.active.tip.hash == request.prev_hash);
+        if let Ok(Ok(published)) = timeout_at(until, arrived).await {
+            return published.clone();
+        }
+        self.templates.borrow().clone()
+    }
+
+    /// A job that was never declared, whose transactions nobody here knows.
+    fn undeclared(
+        &self,
+        connection: u64,
+        request: &CustomJobRequest,
+        published: &Published,
+        ntime: &RangeInclusive<u32>,
+    ) -> Result<(CustomJob, Mined), (CustomRefusal, String)> {
+        let began = Instant::now();
+        let mode = DeclareMode::CoinbaseOnly;
+        let judged = coinbase_only(request, &self.book.context(published), ntime)
+            .map_err(|refusal| refused(&refusal))
+            .and_then(|job| {
+                let record = self.book.record(&job, &request.account, mode, published);
+                let record = record.map_err(|error| {
+                    error!(%error, "the system has no randomness for a job's name");
+                    (CustomRefusal::Internal, "no name for the job".to_owned())
+                })?;
+                Ok((job, record))
+            });
+        let row = VerdictRow {
+            at_ms: unix_ms(),
+            connection,
+            account: request.account.to_string(),
+            mode: mode.as_str(),
+            verdict: judged.as_ref().map_or_else(|(refusal, _)| refusal.code(), |_| "approved"),
+            reason: judged.as_ref().err().map(|(_, why)| why.clone()).unwrap_or_default(),
+            check_ms: began.elapsed().as_millis() as u64,
+            transactions: 0,
+            supplied: 0,
+            job: judged.as_ref().ok().map(|(_, record)| JobRow::of(record)),
+        };
+        self.board.verdict(row);
+        let (job, record) = judged?;
+        let worth = Worth { declared: Some(record.id), factor_ppm: record.factor_ppm };
+        let tip = PrevHash { min_ntime: request.min_ntime, ..published.active.tip };
+        let mined = Mined { record: Arc::new(record), _approved: None };
+        Ok((CustomJob { job: job.job().clone(), tip, worth }, mined))
+    }
+}
+
+/// A job that was declared: the request must ask for that one.
+fn declared(
+    approved: Arc<Approved>,
+    request: &CustomJobRequest,
+    published: &Published,
+    ntime: &RangeInclusive<u32>,
+) -> Result<(CustomJob, Mined), (CustomRefusal, String)> {
+    let tip = published.active.tip;
+    let job = approved.job.custom_job(request, &tip, ntime).map_err(|refusal| refused(&refusal))?;
+    let tip = PrevHash { min_ntime: request.min_ntime, ..tip };
+    let worth = approved.worth();
+    let mined = Mined { record: Arc::clone(&approved.record), _approved: Some(approved) };
+    Ok((CustomJob { job, tip, worth }, mined))
+}
+
+fn refused(refusal: &Refusal) -> (CustomRefusal, String) {
+    (refusal.custom(), refusal.to_string())
+}
+
+fn no_token(why: NoToken) -> (CustomRefusal, String) {
+    let refusal = match why {
+        NoToken::Refused(refusal) => match refusal {
+            TokenRefusal::Unknown | TokenRefusal::OfAnother | TokenRefusal::Declared => {
+                CustomRefusal::InvalidToken
+            }
+            TokenRefusal::TooOften | TokenRefusal::Full => CustomRefusal::TooManyJobs,
+        },
+        NoToken::TooFast => CustomRefusal::TooManyJobs,
+        NoToken::Fault => CustomRefusal::Internal,
+    };
+    (refusal, why.to_string())
+}
+
+/// One connection's custom jobs: requests that are judged, jobs that shares may come of, and what was
+/// refused.
+pub struct CustomJobs {
+    judge: Arc<Judge>,
+    household: IpAddr,
+    connection: u64,
+    asked: JoinSet<Verdict>,
+    /// Verdicts that the server has and did not speak of yet.
+    pending: Vec<((ChannelId, u32), Mined)>,
+    /// By tip, the newest last.
+    tips: VecDeque<OnTip>,
+    accepted: u64,
+    history: History,
+}
+
+struct OnTip {
+    prev_hash: [u8; 32],
+    jobs: VecDeque<Mined>,
+}
+
+impl CustomJobs {
+    /// None yet.
+    #[must_use]
+    pub fn new(judge: Arc<Judge>, household: IpAddr, connection: u64) -> Self {
+        Self {
+            judge,
+            household,
+            connection,
+            asked: JoinSet::new(),
+            pending: Vec::new(),
+            tips: VecDeque::new(),
+            accepted: 0,
+            history: History::default(),
+        }
+    }
+
+    /// Has a request judged; the server bounds how many there are at once.
+    pub fn ask(&mut self, request: Box<CustomJobRequest>) {
+        let (judge, household) = (Arc::clone(&self.judge), self.household);
+        let connection = self.connection;
+        self.asked.spawn(async move { judge.judge(household, connection, &request).await });
+    }
+
+    /// The next verdict; never, while none is due. Cancel safe. A judge that failed says nothing, and its
+    /// request stays open: a fault of ours, told in the log.
+    pub async fn next(&mut self) -> Verdict {
+        loop {
+            match self.asked.join_next().await {
+                None => std::future::pending().await,
+                Some(Ok(verdict)) => return verdict,
+                Some(Err(panic)) => {
+                    error!(%panic, connection = self.connection, "a custom job was not judged");
+                }
+            }
+        }
+    }
+
+    /// What the server is to be told; what lasts of the job stays here until it says what it did.
+    pub fn take(&mut self, verdict: &mut Verdict) {
+        if let Some(mined) = verdict.mined.take() {
+            if self.pending.len() >= CUSTOM_PENDING_MAX {
+                self.pending.remove(0);
+            }
+            self.pending.push(((verdict.channel, verdict.request_id), mined));
+        }
+    }
+
+    /// Shares of a job may come from now on: its token is used up.
+    pub fn accepted(&mut self, accepted: &CustomAccepted, metrics: &Metrics) -> MiningJobToken {
+        self.accepted += 1;
+        metrics.custom_job_answered("accepted");
+        let mined = self.pending_of(accepted.channel, accepted.request_id);
+        if let Some(mined) = mined {
+            let DeclaredRecord { height, factor_ppm, mode, .. } = *mined.record;
+            let (connection, job) = (self.connection, accepted.job_id.0);
+            let mode = mode.as_str();
+            debug!(connection, job, height, mode, factor_ppm, "custom job");
+            self.keep(mined);
+        }
+        accepted.token
+    }
+
+    /// Takes the token of an accepted job out of the book.
+    pub async fn use_up(&self, token: MiningJobToken) {
+        self.judge.tokens.use_up(token).await;
+    }
+
+    /// A job was told no.
+    pub fn refused(&mut self, refused: CustomRefused) {
+        drop(self.pending_of(refused.channel, refused.request_id));
+        let CustomRefused { refusal, reason, .. } = refused;
+        let row = RefusalRow { at: unix_s().into(), code: refusal.code(), reason };
+        self.history.refused(row);
+    }
+
+    fn pending_of(&mut self, channel: ChannelId, request_id: u32) -> Option<Mined> {
+        let at = self.pending.iter().position(|(of, _)| *of == (channel, request_id))?;
+        Some(self.pending.remove(at).1)
+    }
+
+    /// Jobs of tips that are long gone go, with what they hold.
+    pub fn follow(&mut self, prev_hash: [u8; 32]) {
+        if self.tips.back().is_none_or(|newest| newest.prev_hash != prev_hash) {
+            self.tips.push_back(OnTip { prev_hash, jobs: VecDeque::new() });
+            if self.tips.len() > CUSTOM_TIPS_KEPT {
+                self.tips.pop_front();
+            }
+        }
+    }
+
+    fn keep(&mut self, mined: Mined) {
+        self.follow(mined.record.prev_hash);
+        if let Some(tip) = self.tips.back_mut() {
+            if tip.jobs.len() >= CUSTOM_JOBS_KEPT {
+                tip.jobs.pop_front();
+            }
+            tip.jobs.push_back(mined);
+        }
+    }
+
+    /// What lasts of a job.
+    #[must_use]
+    pub fn record(&self, id: DeclaredId) -> Option<Arc<DeclaredRecord>> {
+        let mut jobs = self.tips.iter().rev().flat_map(|tip| tip.jobs.iter().rev());
+        jobs.find(|job| job.record.id == id).map(|job| Arc::clone(&job.record))
+    }
+
+    /// The declared jobs that a batch has shares of.
+    #[must_use]
+    pub fn records_of(&self, batch: &CreditBatch) -> Vec<Arc<DeclaredRecord>> {
+        let mut ids: Vec<_> =
+            batch.groups.iter().filter_map(|group| group.worth.declared).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into_iter().filter_map(|id| self.record(id)).collect()
+    }
+
+    /// For the connection's row.
+    #[must_use]
+    pub fn shown(&self) -> CustomJobsSnapshot {
+        let (refused, refusals) = self.history.shown();
+        CustomJobsSnapshot { accepted: self.accepted, refused, refusals }
+    }
+}

@@ -1,0 +1,260 @@
+//! The transactions that a declared job may name without sending them: those of the pool's own templates
+//! of this tip and the last, and those of approved declarations while these live. A task that owns the
+//! table; `checks` asks it and feeds it, and it follows the templates by itself. Started by `run`.
+//!
+//! Must never hold what no check has passed: a transaction comes in with a template of our node or with a
+//! declaration that the node approved. Declarers who have the same transactions share them one by one.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Weak};
+
+use job_declarator::declared::{Body, Transaction};
+use proto::declare::Declaration;
+use proto::template::Transactions;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::limits::{
+    LIBRARY_ASKS_MAX, LIBRARY_BODIES_MAX, LIBRARY_TEMPLATES_MAX, LIBRARY_TRANSACTIONS_MAX,
+};
+use crate::metrics::Metrics;
+use crate::templates::Published;
+
+/// What is known of a declaration's transactions.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// All of them, from an approved declaration of the same list.
+    pub same: Option<Arc<Body>>,
+    /// By wtxid, as far as they are known; empty where `same` has them.
+    pub by_wtxid: HashMap<[u8; 32], Transaction>,
+}
+
+/// Where transactions are looked up. A clone leads to the same library.
+#[derive(Clone)]
+pub struct LibraryHandle {
+    queue: mpsc::Sender<Ask>,
+}
+
+enum Ask {
+    LookUp { declaration: Box<Declaration>, answer: oneshot::Sender<(Box<Declaration>, Known)> },
+    Keep { body: Arc<Body>, supplied: Vec<Transaction> },
+    Template { prev_hash: [u8; 32], transactions: Vec<Transaction> },
+}
+
+impl LibraryHandle {
+    /// The declaration back, with those of its transactions that are known. `None`: the pool is going down.
+    pub async fn look_up(
+        &self,
+        declaration: Box<Declaration>,
+    ) -> Option<(Box<Declaration>, Known)> {
+        let (answer, found) = oneshot::channel();
+        self.queue.send(Ask::LookUp { declaration, answer }).await.ok()?;
+        found.await.ok()
+    }
+
+    /// Takes in what an approved declaration has, and what of it was new. Both stay as long as somebody
+    /// else holds them.
+    pub async fn keep(&self, body: Arc<Body>, supplied: Vec<Transaction>) {
+        // A library that has ended keeps nothing.
+        let _ = self.queue.send(Ask::Keep { body, supplied }).await;
+    }
+}
+
+/// Starts the library; it ends with `stop`.
+pub fn spawn(
+    templates: watch::Receiver<Published>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+) -> LibraryHandle {
+    let (queue, mut asks) = mpsc::channel(LIBRARY_ASKS_MAX);
+    let handle = LibraryHandle { queue };
+    tokio::spawn(follow(templates, handle.clone(), stop.clone()));
+    tokio::spawn(async move {
+        let mut library = Library::default();
+        while let Some(Some(ask)) = stop.run_until_cancelled(asks.recv()).await {
+            library.take(ask);
+            metrics.library_holds(library.by_wtxid.len());
+        }
+    });
+    handle
+}
+
+/// Reads every new template's transactions, apart from everybody's work: four thousand are some ten
+/// milliseconds of hashing.
+async fn follow(
+    mut templates: watch::Receiver<Published>,
+    library: LibraryHandle,
+    stop: CancellationToken,
+) {
+    let mut last: Option<Transactions> = None;
+    loop {
+        let Published { active, .. } = templates.borrow_and_update().clone();
+        let (prev_hash, new) = (active.tip.hash, active.job.template().transactions.clone());
+        if let Some(new) =
+            new.filter(|new| !last.as_ref().is_some_and(|last| Arc::ptr_eq(last, new)))
+        {
+            last = Some(Arc::clone(&new));
+            let read = move || new.iter().cloned().filter_map(Transaction::read).collect();
+            match tokio::task::spawn_blocking(read).await {
+                Ok(transactions) => {
+                    let template = Ask::Template { prev_hash, transactions };
+                    if library.queue.send(template).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => warn!(%error, "a template's transactions were not read"),
+            }
+        }
+        match stop.run_until_cancelled(templates.changed()).await {
+            Some(Ok(())) => {}
+            Some(Err(_)) | None => return,
+        }
+    }
+}
+
+/// The table, pure.
+#[derive(Default)]
+struct Library {
+    by_wtxid: HashMap<[u8; 32], Transaction>,
+    /// By the hash of their lists of wtxids.
+    bodies: HashMap<[u8; 32], Weak<Body>>,
+    /// What holds the templates' transactions, the newest last: of this tip and the one before.
+    templates: VecDeque<Shelf>,
+}
+
+/// One template.
+struct Shelf {
+    prev_hash: [u8; 32],
+    _transactions: Vec<Arc<[u8]>>,
+}
+
+impl Library {
+    fn take(&mut self, ask: Ask) {
+        match ask {
+            Ask::LookUp { declaration, answer } => {
+                let known = self.known(&declaration.wtxids);
+                // Who asked may be gone.
+                let _ = answer.send((declaration, known));
+            }
+            Ask::Keep { body, supplied } => {
+                for transaction in supplied {
+                    self.shelve(transaction);
+                }
+                if self.bodies.len() >= LIBRARY_BODIES_MAX {
+                    self.bodies.retain(|_, body| body.strong_count() > 0);
+                }
+                self.bodies.insert(*body.id(), Arc::downgrade(&body));
+            }
+            Ask::Template { prev_hash, transactions } => self.add_template(prev_hash, transactions),
+        }
+    }
+
+    fn known(&self, wtxids: &[[u8; 32]]) -> Known {
+        let same = self.bodies.get(&Body::list_id(wtxids)).and_then(Weak::upgrade);
+        if same.is_some() {
+            return Known { same, by_wtxid: HashMap::new() };
+        }
+        let known = wtxids.iter().filter_map(|wtxid| self.by_wtxid.get_key_value(wtxid));
+        Known { same, by_wtxid: known.map(|(wtxid, known)| (*wtxid, known.clone())).collect() }
+    }
+
+    /// The transaction as the library has it: the first copy that came stands for all.
+    fn shelve(&mut self, transaction: Transaction) -> Arc<[u8]> {
+        if self.by_wtxid.len() >= LIBRARY_TRANSACTIONS_MAX {
+            self.sweep();
+        }
+        if self.by_wtxid.len() >= LIBRARY_TRANSACTIONS_MAX {
+            return Arc::clone(transaction.bytes());
+        }
+        let wtxid = *transaction.wtxid();
+        Arc::clone(self.by_wtxid.entry(wtxid).or_insert(transaction).bytes())
+    }
+
+    fn add_template(&mut self, prev_hash: [u8; 32], transactions: Vec<Transaction>) {
+        let transactions = transactions.into_iter().map(|one| self.shelve(one)).collect();
+        if self.templates.back().is_some_and(|shelf| shelf.prev_hash != prev_hash) {
+            // A new tip: of the one before its last template stays.
+            self.templates.drain(..self.templates.len() - 1);
+        }
+        if self.templates.len() >= LIBRARY_TEMPLATES_MAX {
+            self.templates.pop_front();
+        }
+        self.templates.push_back(Shelf { prev_hash, _transactions: transactions });
+        self.sweep();
+    }
+
+    /// What nobody but the library holds goes.
+    fn sweep(&mut self) {
+        self.by_wtxid.retain(|_, transaction| Arc::strong_count(transaction.bytes()) > 1);
+        self.bodies.retain(|_, body| body.strong_count() > 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitcoin::absolute::LockTime;
+    use bitcoin::transaction::Version;
+    use bitcoin::{Amount, ScriptBuf, TxIn, TxOut};
+
+    fn transaction(number: u64) -> Transaction {
+        let transaction = bitcoin::Transaction {
+            version: Version::TWO,
+            lock_time: LockTime::ZERO,
+            input: vec![TxIn::default()],
+            output: vec![TxOut {
+                value: Amount::from_sat(number),
+                script_pubkey: ScriptBuf::new(),
+            }],
+        };
+        Transaction::read(bitcoin::consensus::serialize(&transaction).into()).unwrap()
+    }
+
+    fn knows(library: &Library, number: u64) -> bool {
+        library.known(&[*transaction(number).wtxid()]).by_wtxid.len() == 1
+    }
+
+    #[test]
+    fn a_transaction_stays_as_long_as_somebody_holds_it() {
+        let mut library = Library::default();
+        let held = library.shelve(transaction(1));
+        library.sweep();
+        assert!(knows(&library, 1) && !knows(&library, 2));
+        drop(held);
+        library.sweep();
+        assert!(!knows(&library, 1));
+    }
+
+    #[test]
+    fn the_first_copy_of_a_transaction_stands_for_all() {
+        let mut library = Library::default();
+        let (first, second) = (library.shelve(transaction(1)), library.shelve(transaction(1)));
+        assert!(Arc::ptr_eq(&first, &second));
+        let found = library.known(&[*transaction(1).wtxid()]);
+        let found = found.by_wtxid.into_values().next().unwrap();
+        assert!(Arc::ptr_eq(&first, found.bytes()));
+    }
+
+    #[test]
+    fn of_the_last_tip_its_last_template_stays_and_of_this_one_the_newest() {
+        let mut library = Library::default();
+        let (old, tip, next) = ([1; 32], [2; 32], [3; 32]);
+        library.add_template(old, vec![transaction(1)]);
+        library.add_template(tip, vec![transaction(2)]);
+        library.add_template(tip, vec![transaction(3), transaction(4)]);
+        assert!((1..=4).all(|number| knows(&library, number)));
+        library.add_template(next, vec![transaction(4)]);
+        assert!(
+            !knows(&library, 1) && !knows(&library, 2),
+            "of two tips ago, or replaced on the last"
+        );
+        assert!(knows(&library, 3) && knows(&library, 4));
+        for number in 0..LIBRARY_TEMPLATES_MAX as u64 {
+            library.add_template(next, vec![transaction(100 + number)]);
+        }
+        assert_eq!(library.templates.len(), LIBRARY_TEMPLATES_MAX);
+        assert!(!knows(&library, 3) && !knows(&library, 4), "beyond what is kept");
+        assert!(knows(&library, 100) && knows(&library, 99 + LIBRARY_TEMPLATES_MAX as u64));
+    }
+}
