@@ -24,6 +24,7 @@ async fn pool(folder: &std::path::Path, block_hashes: u64) -> Running {
     config.pool.drain_s = 5;
     config.node.kind = NodeKind::Embedded;
     config.listen.address = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.declare.address = SocketAddr::from(([127, 0, 0, 1], 0));
     config.http.address = SocketAddr::from(([127, 0, 0, 1], 0));
     config.difficulty.floor_log2 = -28;
     config.difficulty.ceiling_log2 = -28;

@@ -73,6 +73,8 @@ pub struct Facts {
     pub authority_public_key: String,
     /// Where miners connect, as configured or, for port 0, as bound.
     pub listen: SocketAddr,
+    /// Where declarers connect; absent where no jobs are declared.
+    pub declare: Option<SocketAddr>,
     /// Unix seconds.
     pub started_at: u64,
 }

@@ -81,6 +81,8 @@ pub struct Config {
     pub pool: Pool,
     /// Where miners connect.
     pub listen: Listen,
+    /// Where miners who choose their own transactions declare their jobs.
+    pub declare: Declare,
     /// The keys by which miners know this pool.
     pub keys: Keys,
     /// Where templates come from and found blocks go to.
@@ -100,6 +102,7 @@ pub struct Config {
 const SECTIONS: &[Section] = &[
     Pool::MANUAL,
     Listen::MANUAL,
+    Declare::MANUAL,
     Keys::MANUAL,
     Node::MANUAL,
     Store::MANUAL,
@@ -149,6 +152,26 @@ section! {
         /// Seconds until a connection must have opened its first channel. Translators open theirs
         /// when their first miner subscribes, which may take a while.
         pub first_channel_s: u32 [1..=86_400] = 600,
+    }
+}
+
+section! {
+    /// Where miners who choose their own transactions declare their jobs (Job Declaration). A declarator
+    /// connects here and to listen.address.
+    pub struct Declare in "declare" {
+        /// Whether the pool takes declared jobs.
+        pub enabled: bool = true,
+        /// Address and port for Stratum V2 Job Declaration connections.
+        pub address: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 34_264)),
+        /// Whether a job may be mined whose transactions its miner keeps to himself. Nobody can check
+        /// its fees, so its work is credited as if it had none; its blocks the miner's node alone can
+        /// send.
+        pub coinbase_only: bool = true,
+        /// Connections in all; one more is refused. A declarator needs one, however many devices mine
+        /// behind it.
+        pub max_connections: u32 [1..=100_000] = 1_000,
+        /// Connections from one IP address (in IPv6 one /64).
+        pub max_connections_per_address: u32 [1..=100_000] = 250,
     }
 }
 
@@ -653,14 +676,19 @@ impl Config {
         if !self.pool.payout_address.is_empty() {
             parse_address(&self.pool.payout_address)?;
         }
-        let listen = &self.listen;
+        let (listen, declare) = (&self.listen, &self.declare);
         for (what, of_one, of_all) in [
-            ("connections", listen.max_connections_per_address, listen.max_connections),
-            ("channels", listen.max_channels_per_address, listen.max_channels),
+            ("listen.max_connections", listen.max_connections_per_address, listen.max_connections),
+            ("listen.max_channels", listen.max_channels_per_address, listen.max_channels),
+            (
+                "declare.max_connections",
+                declare.max_connections_per_address,
+                declare.max_connections,
+            ),
         ] {
             if of_one > of_all {
-                let why = format!("{of_one} is above listen.max_{what}, which is {of_all}");
-                return refuse(&format!("listen.max_{what}_per_address"), why);
+                let why = format!("{of_one} is above {what}, which is {of_all}");
+                return refuse(&format!("{what}_per_address"), why);
             }
         }
         if self.node.url.contains('@') {
@@ -816,6 +844,9 @@ fn apply_variable(table: &mut Table, name: &OsString, value: &OsString) -> Resul
     *slot = if slot.is_integer() {
         let number = value.trim().parse();
         Value::Integer(number.map_err(|_| refuse(format!("{value:?} is not a whole number")))?)
+    } else if slot.is_bool() {
+        let is_so = value.trim().parse();
+        Value::Boolean(is_so.map_err(|_| refuse(format!("{value:?} is neither true nor false")))?)
     } else {
         Value::String(value.to_owned())
     };

@@ -130,6 +130,9 @@ fn config_of(options: &DemoOptions, data_dir: PathBuf) -> Result<Config> {
     config.embedded.block_hashes = chains_block_hashes(&config.pool.data_dir)?;
     config.embedded.tx_count = options.tx_count;
     config.listen.address = options.listen;
+    // Ten above the miners' port, as by default; any, where any will do for those.
+    let port = if options.listen.port() == 0 { 0 } else { options.listen.port().wrapping_add(10) };
+    config.declare.address = SocketAddr::new(options.listen.ip(), port);
     config.http.address = options.http;
     config.difficulty.floor_log2 = FLOOR_LOG2;
     config.difficulty.shares_per_minute = SHARES_PER_MINUTE;

@@ -10,6 +10,7 @@ pub mod config;
 pub mod cpu_miner;
 pub mod credit;
 pub mod custom;
+pub mod declarer;
 pub mod demo;
 pub mod keys;
 pub mod library;

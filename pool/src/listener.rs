@@ -1,5 +1,5 @@
-//! The door: accepts connections, holds them against the limits, and hands each to a task of its own.
-//! Started by `run`.
+//! The doors: each accepts connections, holds them against its limits, and hands each to a task of its
+//! own. Started by `run`, one for miners and one for declarers.
 //!
 //! Must never be stopped by a client, and never make those who are in wait for those who knock.
 
@@ -8,11 +8,12 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{self, JoinSet};
 use tokio::time::sleep;
 use tracing::{debug, warn};
 
+use crate::declarer::{self, Declarers};
 use crate::limits::ACCEPT_PAUSE;
 use crate::metrics::HandshakeFailure;
 use crate::miner::{self, Shared};
@@ -26,15 +27,68 @@ pub struct Room {
     pub per_address_max: usize,
 }
 
-/// Accepts until `shared.shutdown`, then waits for every connection to end.
-pub async fn serve(listener: TcpListener, room: Room, shared: Arc<Shared>) {
+/// Who comes in at a door.
+pub enum Guests {
+    /// Mining connections.
+    Miners(Arc<Shared>),
+    /// Job declaration connections.
+    Declarers(Arc<Declarers>),
+}
+
+impl Guests {
+    fn shared(&self) -> &Arc<Shared> {
+        match self {
+            Self::Miners(shared) => shared,
+            Self::Declarers(declarers) => &declarers.pool,
+        }
+    }
+
+    fn serve(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        connection: u64,
+        tasks: &mut JoinSet<()>,
+    ) -> task::Id {
+        match self {
+            Self::Miners(shared) => {
+                tasks.spawn(miner::serve(stream, peer, connection, Arc::clone(shared))).id()
+            }
+            Self::Declarers(declarers) => {
+                let declarers = Arc::clone(declarers);
+                tasks.spawn(declarer::serve(stream, peer, connection, declarers)).id()
+            }
+        }
+    }
+
+    /// Puts right what a task that failed left undone. The board may make one wait; the door waits for
+    /// nobody.
+    fn failed(&self, connection: u64) {
+        let board = self.shared().board.clone();
+        let metrics = &self.shared().metrics;
+        match self {
+            Self::Miners(_) => {
+                metrics.connection_closed();
+                tokio::spawn(async move { board.remove(connection).await });
+            }
+            Self::Declarers(_) => {
+                metrics.declarer_closed();
+                tokio::spawn(async move { board.remove_declarer(connection).await });
+            }
+        }
+    }
+}
+
+/// Accepts until the pool stops, then waits for every connection to end.
+pub async fn serve(listener: TcpListener, room: Room, guests: Guests) {
+    let shared = Arc::clone(guests.shared());
     let mut inside = Inside::default();
     let mut tasks: JoinSet<()> = JoinSet::new();
     let mut next_id = 1u64;
     loop {
         tokio::select! {
             () = shared.shutdown.cancelled() => break,
-            Some(ended) = tasks.join_next_with_id() => inside.left(ended, &shared),
+            Some(ended) = tasks.join_next_with_id() => inside.left(ended, &guests),
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     if let Err(full) = inside.enter(peer, room) {
@@ -42,8 +96,7 @@ pub async fn serve(listener: TcpListener, room: Room, shared: Arc<Shared>) {
                         debug!(%peer, why = full.as_str(), "connection refused");
                         continue;
                     }
-                    let task = miner::serve(stream, peer, next_id, Arc::clone(&shared));
-                    let task = tasks.spawn(task).id();
+                    let task = guests.serve(stream, peer, next_id, &mut tasks);
                     inside.tasks.insert(task, Guest { connection: next_id, peer });
                     next_id += 1;
                 }
@@ -97,15 +150,12 @@ impl Inside {
     }
 
     /// A task has ended, by a panic too: its place at the door is free again.
-    fn left(&mut self, ended: Result<(task::Id, ()), task::JoinError>, shared: &Arc<Shared>) {
+    fn left(&mut self, ended: Result<(task::Id, ()), task::JoinError>, guests: &Guests) {
         let task = ended.as_ref().map_or_else(task::JoinError::id, |(id, ())| *id);
         let Some(Guest { connection, peer }) = self.tasks.remove(&task) else { return };
         if let Err(error) = ended {
             tracing::error!(%peer, %error, "a connection's task failed; every other goes on");
-            shared.metrics.connection_closed();
-            let shared = Arc::clone(shared);
-            // The board may make one wait; the door waits for nobody.
-            tokio::spawn(async move { shared.board.remove(connection).await });
+            guests.failed(connection);
         }
         let address = household(peer.ip());
         self.total = self.total.saturating_sub(1);

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use proto::connection::{Connection, Setup, SetupMachine, SetupPolicy, SetupStep, Violation};
 use proto::extranonce::ExtranonceAllocator;
 use proto::limits::ACT_ONE_LEN;
-use proto::message::{EXTENSION_WORKER_HASHRATE, Message, Received, SetupConnection};
+use proto::message::{EXTENSION_WORKER_HASHRATE, Message, Received, SetupConnection, setup_flags};
 use proto::mining::server::{Effect, Input, Outbox, Policy, Server};
 use proto::mining::{ChannelId, Committed, Kind, Now};
 use proto::net::{Link, LinkError};
@@ -32,6 +32,7 @@ use zeroize::Zeroizing;
 use crate::block::BlocksHandle;
 use crate::board::{BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot, RateMeter};
 use crate::credit::CreditHandle;
+use crate::custom::{CustomJobs, Judge, Verdict};
 use crate::limits::{
     ACT_ONE_PAUSE, ACT_ONE_PAUSE_MAX, BOARD_EVERY_MS, CLOSE_WAIT, COMPLAIN_EVERY_MS,
     WRITE_STALL_MAX,
@@ -54,6 +55,8 @@ pub struct Shared {
     pub templates: watch::Receiver<Published>,
     /// Search space.
     pub extranonces: ExtranonceAllocator,
+    /// Who judges jobs that miners choose; `None` where none may.
+    pub judge: Option<Arc<Judge>>,
     /// Where good shares go.
     pub credit: CreditHandle,
     /// How many channels there may be.
@@ -83,7 +86,7 @@ pub struct Shared {
 impl Shared {
     /// One line now and then for clients that cannot get in: a mistyped key or the wrong protocol is
     /// something that the person beside the device wants to know.
-    fn complain(&self, peer: SocketAddr, why: HandshakeFailure, detail: Option<&str>) {
+    pub(crate) fn complain(&self, peer: SocketAddr, why: HandshakeFailure, detail: Option<&str>) {
         let wrong = match why {
             HandshakeFailure::Noise | HandshakeFailure::Setup | HandshakeFailure::Closed => true,
             // A bare connect and close is how devices look whether their first pool is back.
@@ -106,6 +109,15 @@ impl Shared {
         self.metrics.channel_places_full(limit);
         if self.may_complain() {
             warn!(%peer, limit = limit.key(), "no place for another channel");
+        }
+    }
+
+    /// A job of a miner's own was refused: said now and then, for the person beside his node can mend it.
+    pub(crate) fn refused_work(&self, peer: SocketAddr, code: &str, reason: &str) {
+        if self.may_complain() {
+            warn!(%peer, code, reason, "a miner's own job is refused");
+        } else {
+            debug!(%peer, code, reason, "a miner's own job is refused");
         }
     }
 
@@ -136,7 +148,7 @@ impl Clock {
         Now { mono_ms: self.start.elapsed().as_millis() as u64, unix_s: unix_s() }
     }
 
-    fn instant(&self, mono_ms: u64) -> Instant {
+    pub(crate) fn instant(&self, mono_ms: u64) -> Instant {
         // Deadlines are hours away at most; one that is beyond all reckoning is a day.
         let ahead = mono_ms.min(self.now().mono_ms.saturating_add(86_400_000));
         self.start + Duration::from_millis(ahead)
@@ -174,7 +186,8 @@ enum End {
 /// A task is as large as the largest thing it ever waits for, for as long as it lives. What it waits for
 /// once is boxed, so that thousands of idle connections do not each carry a handshake.
 pub async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, shared: Arc<Shared>) {
-    let greeting = Box::pin(timeout(shared.handshake_deadline, greet(stream, &shared)));
+    let greet = greet(stream, shared.setup, &shared);
+    let greeting = Box::pin(timeout(shared.handshake_deadline, greet));
     let Some(greeted) = shared.shutdown.run_until_cancelled(greeting).await else { return };
     let greeting = match greeted.unwrap_or(Err((HandshakeFailure::Deadline, None))) {
         Ok(greeting) => greeting,
@@ -196,19 +209,23 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, shared: Arc<Sha
 }
 
 /// A link that has said SetupConnection and been told Success.
-struct Greeting {
-    link: Link,
-    machine: SetupMachine,
-    setup: Setup,
-    vendor: Box<str>,
-    hardware: Box<str>,
-    firmware: Box<str>,
+pub(crate) struct Greeting {
+    pub(crate) link: Link,
+    pub(crate) machine: SetupMachine,
+    pub(crate) setup: Setup,
+    pub(crate) vendor: Box<str>,
+    pub(crate) hardware: Box<str>,
+    pub(crate) firmware: Box<str>,
 }
 
-type NotGreeted = (HandshakeFailure, Option<String>);
+pub(crate) type NotGreeted = (HandshakeFailure, Option<String>);
 
-/// Handshake and SetupConnection. The caller has the deadline.
-async fn greet(stream: TcpStream, shared: &Shared) -> Result<Box<Greeting>, NotGreeted> {
+/// Handshake and SetupConnection, held against `policy`. The caller has the deadline.
+pub(crate) async fn greet(
+    stream: TcpStream,
+    policy: SetupPolicy,
+    shared: &Shared,
+) -> Result<Box<Greeting>, NotGreeted> {
     let identity = Arc::clone(&shared.identity.borrow());
     let fault = |why| move |error: LinkError| (why, Some(error.to_string()));
     await_act_one(&stream).await?;
@@ -217,7 +234,7 @@ async fn greet(stream: TcpStream, shared: &Shared) -> Result<Box<Greeting>, NotG
         let secret = ephemeral().map_err(|error| (HandshakeFailure::Noise, Some(error)))?;
         Link::accept(stream, &identity, secret).await.map_err(fault(HandshakeFailure::Noise))?
     };
-    let mut machine = SetupMachine::new(shared.setup);
+    let mut machine = SetupMachine::new(policy);
     let mut frames = Vec::new();
     loop {
         let Connection { inbound, outbound } = link.connection();
@@ -310,6 +327,8 @@ struct Miner {
     tip_at: Instant,
     /// The ledger's answers to come, in the order they will.
     committed: VecDeque<oneshot::Receiver<Committed>>,
+    /// Of a client that selects its own work.
+    custom: Option<Box<CustomJobs>>,
     /// By open channel, ids ascending.
     meters: Vec<(ChannelId, Meter)>,
     opened_any: bool,
@@ -331,6 +350,7 @@ enum Event {
     Bytes,
     Template,
     Committed(Committed),
+    Judged(Box<Verdict>),
     Time,
 }
 
@@ -347,12 +367,16 @@ impl Miner {
             active,
             now,
         );
+        let selects_work = setup.flags & setup_flags::REQUIRES_WORK_SELECTION != 0;
+        let custom = shared.judge.clone().filter(|_| selects_work);
+        let custom = custom.map(|judge| CustomJobs::new(judge, household(peer.ip()), id));
         Self {
             id,
             peer,
             vendor,
             hardware,
             firmware,
+            custom: custom.map(Box::new),
             opened_at: now.unix_s,
             link,
             machine,
@@ -427,6 +451,7 @@ impl Miner {
                 changed.map(|()| Event::Template).map_err(|_| End::Stopping)
             }
             committed = next_committed(&mut self.committed) => Ok(Event::Committed(committed?)),
+            verdict = next_judged(&mut self.custom) => Ok(Event::Judged(Box::new(verdict))),
             filled = self.link.fill(), if reads => match filled? {
                 0 => Err(End::Eof),
                 _ => Ok(Event::Bytes),
@@ -442,6 +467,9 @@ impl Miner {
             Event::Bytes => self.take_frames(now)?,
             Event::Template => {
                 let active = Arc::clone(&self.templates.borrow_and_update().active);
+                if let Some(custom) = &mut self.custom {
+                    custom.follow(active.tip.hash);
+                }
                 self.server.handle(now, Input::Template(active), &mut self.out)?;
             }
             Event::Committed(committed) => {
@@ -452,6 +480,14 @@ impl Miner {
                 }
                 // Frames may have been left in the buffer at the bound of open batches.
                 self.take_frames(now)?;
+            }
+            Event::Judged(mut verdict) => {
+                if let Some(custom) = &mut self.custom {
+                    custom.take(&mut verdict);
+                }
+                let Verdict { channel, request_id, verdict, .. } = *verdict;
+                let judged = Input::CustomJob { channel, request_id, verdict };
+                self.server.handle(now, judged, &mut self.out)?;
             }
             Event::Time => {}
         }
@@ -532,21 +568,32 @@ impl Miner {
         for effect in blocks.into_iter().chain(rest) {
             match effect {
                 Effect::BlockFound(found) => {
-                    self.shared.blocks.keep(*found, Route::Share, None).await;
+                    let job = found.worth.declared.and_then(|id| self.custom.as_ref()?.record(id));
+                    self.shared.blocks.keep(*found, Route::Share, job).await;
                 }
                 Effect::Credit(batch) => {
-                    let submitted = self.shared.credit.submit(batch, Vec::new()).await;
+                    let custom = self.custom.as_ref();
+                    let declared = custom.map(|jobs| jobs.records_of(&batch)).unwrap_or_default();
+                    let submitted = self.shared.credit.submit(batch, declared).await;
                     self.committed.push_back(submitted.map_err(|_| End::LedgerEnded)?);
                 }
                 said @ (Effect::Acknowledged { .. }
                 | Effect::Refused { .. }
                 | Effect::Opened(_)
                 | Effect::OpenRefused(_)
-                | Effect::CustomAccepted(_)
                 | Effect::CustomRefused(_)
                 | Effect::Closed(..)) => self.note(said),
-                // The server passes none on as long as nobody here judges them.
-                Effect::CustomJob(_) => {}
+                Effect::CustomJob(request) => {
+                    // Who did not ask for work selection at setup is refused by the server.
+                    if let Some(custom) = &mut self.custom {
+                        custom.ask(request);
+                    }
+                }
+                Effect::CustomAccepted(accepted) => {
+                    let Some(custom) = &mut self.custom else { continue };
+                    let token = custom.accepted(&accepted, &self.shared.metrics);
+                    custom.use_up(token).await;
+                }
             }
         }
         Ok(())
@@ -603,8 +650,18 @@ impl Miner {
                 self.meters.retain(|(id, _)| *id != channel);
                 debug!(connection = self.id, channel = channel.0, account = %owner.account, "channel closed");
             }
-            Effect::CustomAccepted(_) | Effect::CustomRefused(_) => {}
-            Effect::BlockFound(_) | Effect::Credit(_) | Effect::CustomJob(_) => {}
+            Effect::CustomRefused(refused) => {
+                let (code, reason) = (refused.refusal.code(), &refused.reason);
+                metrics.custom_job_answered(code);
+                self.shared.refused_work(self.peer, code, reason);
+                if let Some(custom) = &mut self.custom {
+                    custom.refused(*refused);
+                }
+            }
+            Effect::BlockFound(_)
+            | Effect::Credit(_)
+            | Effect::CustomJob(_)
+            | Effect::CustomAccepted(_) => {}
         }
     }
 
@@ -694,7 +751,7 @@ impl Miner {
             firmware: self.firmware.to_string(),
             opened_at: self.opened_at.into(),
             channels: channels.collect(),
-            custom_jobs: None,
+            custom_jobs: self.custom.as_ref().map(|custom| custom.shown()),
         };
         self.hash_rate = row.hash_rate();
         self.shared.board.publish(row);
@@ -722,6 +779,14 @@ fn known_committed(
     // A receiver that was told something, also that nothing comes, must not be asked again.
     due.pop_front();
     answer.map(Some).map_err(|_| End::LedgerEnded)
+}
+
+/// The next verdict on a custom job; never, for a client that has none. Cancel safe.
+async fn next_judged(custom: &mut Option<Box<CustomJobs>>) -> Verdict {
+    match custom {
+        Some(custom) => custom.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn meter_of(meters: &mut [(ChannelId, Meter)], channel: ChannelId) -> Option<&mut Meter> {

@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use job_declarator::declared::Rule;
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
 use job_declarator::node::rpc::{RpcAuth, RpcNode, RpcOptions, RpcTimes};
 use job_declarator::node::{ChainInfo, Node};
@@ -34,32 +35,49 @@ use tracing::{info, warn};
 use crate::api::{self, Facts, Sources};
 use crate::block::Blocks;
 use crate::board::{BoardHandle, board};
+use crate::checks::{Bookkeeping, Checks};
 use crate::config::{Config, NodeKind, NodeLogin};
 use crate::credit::{Credit, GaveUp};
+use crate::custom::Judge;
+use crate::declarer::Declarers;
 use crate::keys::{IdentityWatch, KeyFiles};
+use crate::library;
 use crate::limits::{
     CLOSE_WAIT, FILES_RESERVED, HANDSHAKES_AT_ONCE, LISTEN_BACKLOG, NODE_RETRY_FIRST,
     NODE_RETRY_MAX, NODE_WAIT_SAID_EVERY,
 };
-use crate::listener::{self, Room};
+use crate::listener::{self, Guests, Room};
 use crate::metrics::Metrics;
 use crate::miner::{Clock, Shared, unix_s};
 use crate::places::{ChannelRoom, Places};
 use crate::store::Store;
 use crate::templates::{Published, Templates};
+use crate::tokens;
 
-/// What the mining port serves. Work selection is refused until job declaration is built: a client that
-/// needs it hears so at once.
-const SETUP: SetupPolicy = SetupPolicy {
-    supported_flags: setup_flags::REQUIRES_STANDARD_JOBS | setup_flags::REQUIRES_VERSION_ROLLING,
-    supported_extensions: &[EXTENSION_WORKER_HASHRATE],
-    ..SetupPolicy::MINING
-};
+/// What the mining port serves. Where no jobs are declared a client that selects its own work hears so at
+/// once.
+fn mining_setup(config: &Config) -> SetupPolicy {
+    let selection = if config.declare.enabled { setup_flags::REQUIRES_WORK_SELECTION } else { 0 };
+    SetupPolicy {
+        supported_flags: setup_flags::REQUIRES_STANDARD_JOBS
+            | setup_flags::REQUIRES_VERSION_ROLLING
+            | selection,
+        supported_extensions: &[EXTENSION_WORKER_HASHRATE],
+        ..SetupPolicy::MINING
+    }
+}
+
+/// What the port for declarers serves.
+fn declare_setup(config: &Config) -> SetupPolicy {
+    SetupPolicy { requires_tx_data: !config.declare.coinbase_only, ..SetupPolicy::JOB_DECLARATION }
+}
 
 /// A pool that runs.
 pub struct Running {
     /// Where miners connect.
     pub listen: SocketAddr,
+    /// Where declarers connect; `None` where no jobs are declared.
+    pub declare: Option<SocketAddr>,
     /// Where the API listens.
     pub http: SocketAddr,
     /// Keys, blocks, and the SQLite file if there is one.
@@ -80,6 +98,7 @@ pub struct Running {
     pub node: Arc<dyn Node>,
     drain: Duration,
     door: JoinHandle<()>,
+    declarers_door: Option<JoinHandle<()>>,
     ledger: JoinHandle<Result<(), GaveUp>>,
     blocks: JoinHandle<()>,
     feed: JoinHandle<()>,
@@ -100,6 +119,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     info!(
         listen = %running.listen,
+        declare = running.declare.map(tracing::field::display),
         http = %running.http,
         authority_key = %running.authority,
         "pool is ready"
@@ -140,11 +160,18 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
     if config.node.kind == NodeKind::BitcoinCore {
         config.node_login()?;
     }
-    raise_file_limit(config.listen.max_connections);
+    let declarers_max = if config.declare.enabled { config.declare.max_connections } else { 0 };
+    raise_file_limit(config.listen.max_connections + declarers_max);
     let metrics = Arc::new(Metrics::new());
     let (data_dir, data_dir_lock) = take_data_dir(config)?;
-    let door = bind_mining(config.listen.address)?;
+    let door = bind("listen.address", config.listen.address)?;
     let listen = door.local_addr().context("the address for miners")?;
+    let declarers_door = match config.declare.enabled {
+        true => Some(bind("declare.address", config.declare.address)?),
+        false => None,
+    };
+    let declare = declarers_door.as_ref().map(TcpSocket::local_addr).transpose();
+    let declare = declare.context("the address for declarers")?;
     let pages = api::bind(config.http.address).await?;
     let http = pages.local_addr().context("the HTTP address listened on")?;
 
@@ -163,7 +190,7 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
 
     let node_view = watch::Sender::new(None);
     let sources = Sources {
-        facts: facts(config, &authority, listen),
+        facts: facts(config, &authority, listen, declare),
         metrics: Arc::clone(&metrics),
         board: board.clone(),
         store: store.clone(),
@@ -174,6 +201,11 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
 
     let (node, chain) = connect_node(config, shutdown).await?;
     let payout_script = config.payout_script(chain.network)?.into_bytes();
+    let book = Bookkeeping {
+        network: chain.network,
+        node_id: config.pool.node_id,
+        rule: Arc::new(Rule::whole(payout_script.clone())),
+    };
 
     let miners_stop = shutdown.child_token();
     let blocks =
@@ -192,11 +224,22 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
     let listener = door
         .listen(LISTEN_BACKLOG)
         .map_err(|error| listener::cannot_bind("listen.address", listen, &error))?;
+    let clock = Clock::start();
+    let published = feed.templates.clone();
+    let tokens = tokens::spawn(published.clone(), clock, Arc::clone(&metrics), rest_stop.clone());
+    let judge = Judge {
+        book: book.clone(),
+        tokens: tokens.clone(),
+        templates: published.clone(),
+        coinbase_only: config.declare.coinbase_only,
+        board: board.clone(),
+    };
     let shared = Shared {
         policy: Arc::new(policy(config)),
-        setup: SETUP,
+        setup: mining_setup(config),
         identity,
-        templates: feed.templates.clone(),
+        templates: published.clone(),
+        judge: declare.map(|_| Arc::new(judge)),
         extranonces: ExtranonceAllocator::new(config.pool.node_id, epoch),
         credit,
         places: Arc::new(Places::new(channel_room(config), Arc::clone(&metrics))),
@@ -208,13 +251,33 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         handshakes: Semaphore::new(HANDSHAKES_AT_ONCE),
         drain: Duration::from_secs(config.pool.drain_s.into()),
         complain_at_ms: AtomicU64::new(0),
-        clock: Clock::start(),
+        clock,
         shutdown: miners_stop.clone(),
     };
-    let door = tokio::spawn(listener::serve(listener, room(config), Arc::new(shared)));
+    let shared = Arc::new(shared);
+    let miners = Guests::Miners(Arc::clone(&shared));
+    let door = tokio::spawn(listener::serve(listener, room(config), miners));
+    let declarers_door = match declarers_door {
+        None => None,
+        Some(door) => {
+            let library =
+                library::spawn(published.clone(), Arc::clone(&metrics), rest_stop.clone());
+            let (node, metrics) = (Arc::clone(&node), Arc::clone(&metrics));
+            let checks =
+                Checks::new(node, book, published, tokens, library, board.clone(), metrics);
+            let declarers =
+                Declarers { pool: shared, setup: declare_setup(config), checks: Arc::new(checks) };
+            let door = door.listen(LISTEN_BACKLOG).map_err(|error| {
+                listener::cannot_bind("declare.address", config.declare.address, &error)
+            })?;
+            let guests = Guests::Declarers(Arc::new(declarers));
+            Some(tokio::spawn(listener::serve(door, declarers_room(config), guests)))
+        }
+    };
     unless_started.disarm();
     Ok(Running {
         listen,
+        declare,
         http,
         data_dir: data_dir.to_owned(),
         _data_dir_lock: data_dir_lock,
@@ -226,6 +289,7 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         node,
         drain: Duration::from_secs(config.pool.drain_s.into()),
         door,
+        declarers_door,
         ledger,
         blocks: blocks_task,
         feed: feed.task,
@@ -243,7 +307,14 @@ impl Running {
     pub async fn stop(self) -> Result<()> {
         self.miners_stop.cancel();
         // Connections may wait for a ledger or a node that only the second stop frees.
-        match tokio::time::timeout(self.drain + CLOSE_WAIT, self.door).await {
+        let doors = async {
+            let miners = self.door.await;
+            match self.declarers_door {
+                Some(declarers) => miners.and(declarers.await),
+                None => miners,
+            }
+        };
+        match tokio::time::timeout(self.drain + CLOSE_WAIT, doors).await {
             Ok(how) => ended("listener", how),
             Err(_) => {
                 warn!("some connections did not end in time; their last shares are not credited")
@@ -286,9 +357,9 @@ fn take_data_dir(config: &Config) -> Result<(&Path, File)> {
     }
 }
 
-/// Takes the port for miners and does not open it yet: whoever connects before there is work is refused
-/// and goes to its next pool, instead of waiting for a handshake.
-fn bind_mining(address: SocketAddr) -> Result<TcpSocket> {
+/// Takes a port for miners or declarers and does not open it yet: whoever connects before there is work is
+/// refused and goes to its next pool, instead of waiting for a handshake. `key` is its setting.
+fn bind(key: &str, address: SocketAddr) -> Result<TcpSocket> {
     let bound = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         // As every server: a restart finds the port free though old connections linger.
@@ -296,7 +367,7 @@ fn bind_mining(address: SocketAddr) -> Result<TcpSocket> {
         socket.bind(address)?;
         Ok(socket)
     };
-    bound().map_err(|error| listener::cannot_bind("listen.address", address, &error).into())
+    bound().map_err(|error| listener::cannot_bind(key, address, &error).into())
 }
 
 fn policy(config: &Config) -> Policy {
@@ -312,6 +383,13 @@ fn room(config: &Config) -> Room {
     Room {
         connections_max: config.listen.max_connections as usize,
         per_address_max: config.listen.max_connections_per_address as usize,
+    }
+}
+
+fn declarers_room(config: &Config) -> Room {
+    Room {
+        connections_max: config.declare.max_connections as usize,
+        per_address_max: config.declare.max_connections_per_address as usize,
     }
 }
 
@@ -339,12 +417,18 @@ fn raise_file_limit(connections_max: u32) {
     }
 }
 
-fn facts(config: &Config, authority: &AuthorityPublicKey, listen: SocketAddr) -> Facts {
+fn facts(
+    config: &Config,
+    authority: &AuthorityPublicKey,
+    listen: SocketAddr,
+    declare: Option<SocketAddr>,
+) -> Facts {
     Facts {
         version: env!("CARGO_PKG_VERSION"),
         tag: config.pool.tag.clone(),
         authority_public_key: authority.to_string(),
         listen,
+        declare,
         started_at: u64::from(unix_s()),
     }
 }

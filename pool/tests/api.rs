@@ -65,6 +65,7 @@ impl Server {
             tag: "/Test/".into(),
             authority_public_key: "9abc".into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 34_254)),
+            declare: None,
             started_at: 1_700_000_000,
         };
         let sources = Sources {

@@ -60,6 +60,7 @@ fn config(folder: &std::path::Path) -> Config {
     config.pool.drain_s = 1;
     config.node.kind = NodeKind::Embedded;
     config.listen.address = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.declare.address = SocketAddr::from(([127, 0, 0, 1], 0));
     config.listen.max_connections_per_address = 40;
     config.listen.handshake_deadline_s = 2;
     config.http.address = SocketAddr::from(([127, 0, 0, 1], 0));

@@ -151,6 +151,7 @@ fn a_refusal_names_the_key_the_value_and_what_is_allowed() {
         ("[listen]\nmax_channels = true\n", ["listen.max_channels: true: ", "50000"]),
         ("[pool]\ntag = \"\u{e9}\"\n", ["pool.tag: \"\u{e9}\" ", "at most 40"]),
         ("[listen]\nmax_channels = 5\n", ["max_channels_per_address: 2048 ", "which is 5"]),
+        ("[declare]\nmax_connections = 5\n", ["declare.max_connections_per_address: 250 ", "5"]),
         ("[node]\nurl = \"https://x\"\n", ["node.url: \"https://x\" ", "http://"]),
         ("[store]\nurl = \"mysql://a:b@x\"\n", ["store.url: mysql://***@x ", "sqlite://"]),
         ("[log]\nfilter = \"info,=\"\n", ["log.filter: \"info,=\"", "pool::miner=debug"]),
@@ -175,6 +176,7 @@ fn the_environment_overrides_the_file_and_the_file_the_defaults() {
         ("POOL__DIFFICULTY__FLOOR_LOG2", "-16"),
         ("POOL__LOG__FORMAT", "json"),
         ("POOL__LISTEN__ADDRESS", "127.0.0.1:1"),
+        ("POOL__DECLARE__COINBASE_ONLY", "false"),
         ("POOL__NODE__PASSWORD", "007"),
         ("PATH", "/bin"),
         ("POOLSIDE", "drink"),
@@ -186,6 +188,7 @@ fn the_environment_overrides_the_file_and_the_file_the_defaults() {
     assert_eq!(config.node.password.expose(), "007", "digits stay text where text is meant");
     assert_eq!(config.log.format, LogFormat::Json);
     assert_eq!(config.listen.address.port(), 1);
+    assert!(config.declare.enabled && !config.declare.coinbase_only);
 }
 
 #[test]
@@ -214,6 +217,11 @@ fn bad_values_in_variables_are_refused_by_name() {
         ("POOL__POOL__NODE_ID", "65536", "pool.node_id is 65536; it must be from 0 to 65535"),
         ("POOL__LISTEN__ADDRESS", "everywhere", "POOL__LISTEN__ADDRESS: \"everywhere\": "),
         ("POOL__NODE__KIND", "bitcoind", "POOL__NODE__KIND: \"bitcoind\": "),
+        (
+            "POOL__DECLARE__ENABLED",
+            "yes",
+            "POOL__DECLARE__ENABLED: \"yes\" is neither true nor false",
+        ),
     ];
     for (name, value, start) in cases {
         let said = with_env(&[(name, value)]).unwrap_err().to_string();

@@ -117,6 +117,7 @@ fn write_config(folder: &Path, listen: SocketAddr) -> std::path::PathBuf {
     let data = folder.join("data");
     let text = format!(
         "[pool]\ndata_dir = {data:?}\n[listen]\naddress = \"{listen}\"\n\
+         [declare]\naddress = \"127.0.0.1:0\"\n\
          [node]\nkind = \"embedded\"\nnetwork = \"regtest\"\n\
          [difficulty]\nfloor_log2 = -24\nshares_per_minute = 600\n\
          [embedded]\nblock_hashes = 1000000000\n[http]\naddress = \"127.0.0.1:0\"\n\

@@ -37,6 +37,7 @@ fn config(folder: &Path, block_hashes: u64) -> Config {
     config.pool.drain_s = 5;
     config.node.kind = NodeKind::Embedded;
     config.listen.address = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.declare.address = SocketAddr::from(([127, 0, 0, 1], 0));
     config.http.address = SocketAddr::from(([127, 0, 0, 1], 0));
     config.difficulty.floor_log2 = -24;
     config.embedded.block_hashes = block_hashes;
@@ -216,11 +217,12 @@ async fn while_the_node_is_waited_for_http_answers_and_miners_are_refused() {
 async fn a_taken_port_is_told_with_its_key_before_the_node_is_waited_for() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
-    for key in ["listen.address", "http.address"] {
+    for key in ["listen.address", "declare.address", "http.address"] {
         let folder = tempfile::tempdir().unwrap();
         let mut config = waiting_for_its_node(folder.path());
         match key {
             "listen.address" => config.listen.address = address,
+            "declare.address" => config.declare.address = address,
             _ => config.http.address = address,
         }
         let shutdown = CancellationToken::new();
@@ -241,6 +243,7 @@ async fn program(folder: &Path, variables: &[(&str, &str)]) -> (Child, Session) 
         .env("POOL__NODE__KIND", "embedded")
         .env("POOL__NODE__NETWORK", "regtest")
         .env("POOL__LISTEN__ADDRESS", listen.to_string())
+        .env("POOL__DECLARE__ADDRESS", "127.0.0.1:0")
         .env("POOL__HTTP__ADDRESS", "127.0.0.1:0")
         .env("POOL__DIFFICULTY__FLOOR_LOG2", "-24")
         .env("POOL__EMBEDDED__BLOCK_HASHES", "1000000000")

@@ -170,6 +170,7 @@ fn config_text(
         "[pool]\ndata_dir = {data_dir:?}\n\
          [listen]\naddress = \"{address}\"\nmax_connections = {connections}\n\
          max_connections_per_address = 1000\n\
+         [declare]\nenabled = false\n\
          [http]\naddress = \"{http}\"\n\
          [node]\nkind = \"embedded\"\n\
          [store]\nurl = {store:?}\n\
