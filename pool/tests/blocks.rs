@@ -23,8 +23,8 @@ use pool::store::{BlockRecord, BlockState, Route, Store};
 use proto::extranonce::Extranonce;
 use proto::job::{HeaderFields, Job};
 use proto::limits::EXTRANONCE_LEN;
-use proto::mining::Owner;
 use proto::mining::server::FoundBlock;
+use proto::mining::{DeclaredId, Owner, Worth};
 use proto::target::Target;
 use proto::template::Output;
 use tokio::task::JoinHandle;
@@ -100,14 +100,7 @@ async fn found(line: &Line, salt: u8) -> FoundBlock {
         header.nonce += 1;
     }
     let owner = Owner { account: "alice".into(), worker: "rig".into() };
-    FoundBlock {
-        hash: header.hash(),
-        header,
-        extranonce,
-        job,
-        worth: proto::mining::Worth::POOL_JOB,
-        owner,
-    }
+    FoundBlock { hash: header.hash(), header, extranonce, job, worth: Worth::POOL_JOB, owner }
 }
 
 struct Pool {
@@ -372,4 +365,76 @@ async fn more_new_blocks_than_are_offered_at_once_wait_on_disk_and_their_finder_
     until("blocks are left", || files(&blocks).is_empty()).await;
     assert_eq!(line.headers.lock().unwrap().len(), 140);
     pool.stop().await;
+}
+
+/// As `found`, on a declared job.
+async fn found_on_declared(line: &Line, salt: u8) -> FoundBlock {
+    let worth = Worth { declared: Some(DeclaredId([salt; 16])), factor_ppm: 990_000 };
+    FoundBlock { worth, ..found(line, salt).await }
+}
+
+#[tokio::test]
+async fn a_declared_block_keeps_its_route_and_its_job_across_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = Line::new(true);
+    let store = store(folder.path()).await;
+    let pool = start(folder.path(), &[&line], &store);
+    pool.handle.keep(found_on_declared(&line, 1).await, Route::Solution, None).await;
+    pool.stop().await;
+
+    // A node that knew it from us in the first run does not make it its miner's.
+    let [name] = &files(&folder.path().join("blocks"))[..] else { panic!("not one file") };
+    let block = std::fs::read(folder.path().join("blocks").join(name)).unwrap();
+    line.is_cut.store(false, Ordering::SeqCst);
+    assert_eq!(line.submit_block(&block).await.unwrap(), Submitted::Accepted);
+    sqlx_forget(folder.path()).await;
+    let store = self::store(folder.path()).await;
+    let pool = start(folder.path(), &[&line], &store);
+    let blocks = recorded(&store).await;
+    assert_eq!(blocks[0].state, BlockState::Accepted);
+    assert_eq!((blocks[0].route, blocks[0].declared), (Route::Solution, Some(DeclaredId([1; 16]))));
+    pool.stop().await;
+}
+
+/// As if the store had been away when the block was found.
+async fn sqlx_forget(folder: &Path) {
+    use sqlx::Connection;
+    let file = format!("sqlite://{}", folder.join("pool.sqlite").display());
+    let mut store = sqlx::SqliteConnection::connect(&file).await.unwrap();
+    sqlx::query("DELETE FROM block").execute(&mut store).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_declared_block_that_a_node_knew_before_us_is_its_miners_and_one_of_ours_is_not() {
+    for declared in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let line = Line::new(false);
+        let block =
+            if declared { found_on_declared(&line, 1).await } else { found(&line, 1).await };
+        assert_eq!(line.submit_block(&bytes_of(&block)).await.unwrap(), Submitted::Accepted);
+        let store = store(folder.path()).await;
+        let pool = start(folder.path(), &[&line], &store);
+        pool.handle.keep(block, Route::Share, None).await;
+        let route = if declared { Route::Miner } else { Route::Share };
+        assert_eq!(recorded(&store).await[0].route, route);
+        pool.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_block_that_comes_twice_is_on_disk_when_either_keep_returns_and_offered_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = Line::new(false);
+    let store = store(folder.path()).await;
+    let pool = start(folder.path(), &[&line], &store);
+    let block = found_on_declared(&line, 1).await;
+    tokio::join!(
+        pool.handle.keep(block.clone(), Route::Solution, None),
+        pool.handle.keep(block.clone(), Route::Share, None),
+    );
+    assert_eq!(recorded(&store).await.len(), 1);
+    pool.handle.keep(block, Route::Share, None).await;
+    pool.stop().await;
+    assert_eq!(line.offered.load(Ordering::SeqCst), 1);
+    assert_eq!(store.blocks(9).await.unwrap().len(), 1);
 }

@@ -1,0 +1,671 @@
+//! Job declaration over real links against a whole pool on a development chain: a declarator of ours
+//! declares, mines and finds blocks by each route; and whoever attacks is told no while it goes on.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "builders outside a #[test] fail it just as well"
+)]
+
+mod declarator;
+mod session;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use declarator::{Declarator, OwnJob, Wire, setup, spend, unseen, with_transactions};
+use job_declarator::node::Submitted;
+use pool::board::ConnectionSnapshot;
+use pool::config::{Config, NodeKind};
+use pool::run::{self, Running};
+use pool::store::{BlockRecord, BlockState, DeclareMode, Route};
+use proto::limits::EXTRANONCE_LEN;
+use proto::message::{Message, Protocol, SetCustomMiningJob, setup_flags};
+use proto::template::{Output, Template};
+use proto::wire::{B064K, B0255, Seq0255U256};
+use session::{PATIENCE, link};
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// A pool that takes declared jobs, on a chain with a block every so many hashes.
+struct Rig {
+    pool: Running,
+    _folder: TempDir,
+}
+
+/// More hashes than any test makes.
+const NO_BLOCKS: u64 = 1_000_000_000;
+/// A share of the tests' difficulty takes 256: most are blocks.
+const MANY_BLOCKS: u64 = 64;
+
+fn config(folder: &Path, block_hashes: u64) -> Config {
+    let mut config = Config::default();
+    config.pool.data_dir = folder.to_owned();
+    config.pool.drain_s = 5;
+    config.node.kind = NodeKind::Embedded;
+    config.listen.address = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.declare.address = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.http.address = SocketAddr::from(([127, 0, 0, 1], 0));
+    config.difficulty.floor_log2 = -24;
+    config.embedded.block_hashes = block_hashes;
+    config.embedded.tx_count = 24;
+    config
+}
+
+impl Rig {
+    async fn start(block_hashes: u64) -> Self {
+        Self::start_with(block_hashes, |_| {}).await
+    }
+
+    async fn start_with(block_hashes: u64, change: impl FnOnce(&mut Config)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(folder.path(), block_hashes);
+        change(&mut config);
+        let pool = run::start(&config, &CancellationToken::new()).await.unwrap();
+        Self { pool, _folder: folder }
+    }
+
+    async fn stop(self) {
+        self.pool.stop().await.unwrap();
+    }
+
+    /// The one block that was found, once a node has answered for it.
+    async fn settled_block(&self) -> BlockRecord {
+        let settled = async {
+            loop {
+                let blocks = self.pool.store.blocks(9).await.unwrap();
+                if let [block] = &blocks[..]
+                    && block.state != BlockState::Found
+                {
+                    return block.clone();
+                }
+                assert!(blocks.len() <= 1, "{blocks:?}");
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, settled).await.expect("no block is settled")
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        let text = self.pool.metrics.render();
+        let prefix = format!("{name} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&prefix));
+        value.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
+    }
+}
+
+// ---- the way of a declared job ----
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_declared_job_is_mined_and_its_shares_are_credited_by_what_it_pays_p64() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut alice = Declarator::open(&rig.pool, "alice.rig").await;
+    let (job, id) = alice.set_up(&rig.pool, 2).await;
+    assert_eq!(alice.asked, [24, 25], "what the pool has is not asked for");
+    for _ in 0..3 {
+        alice.mine_one(&job, id).await;
+    }
+    let account = rig.pool.store.account("alice").await.unwrap().unwrap();
+    assert_eq!((account.shares, &*account.workers[0].worker), (3, "rig"));
+    let jobs = rig.pool.store.declared_jobs(9).await.unwrap();
+    let [declared] = &jobs[..] else { panic!("{jobs:?}") };
+    assert_eq!((declared.shares, &*declared.job.account), (3, "alice"));
+    assert_eq!(declared.job.mode, DeclareMode::FullTemplate);
+    assert_eq!(declared.job.transactions, Some(26));
+    assert_eq!(declared.job.pool_sats, job.template.coinbase_value_sats);
+    // Two more transactions than ours: a little more than ours, and no more than five percent of fees.
+    let ours = job.shown.template.coinbase_value_sats;
+    let subsidy = ours - declared.job.reference_fees_sats;
+    let most = declared.job.reference_fees_sats * 105 / 100;
+    let counted = subsidy + declared.job.fees_sats.min(most);
+    let factor = (u128::from(counted) * 1_000_000 / u128::from(ours)) as u32;
+    assert_eq!(declared.job.factor_ppm, factor);
+    assert!(account.credit >= account.work, "{} of {}", account.credit, account.work);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_declarer_of_the_same_transactions_is_asked_for_none() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut alice = Declarator::open(&rig.pool, "alice").await;
+    let mut bob = Declarator::open(&rig.pool, "bob").await;
+    alice.set_up(&rig.pool, 3).await;
+    assert_eq!(alice.asked.len(), 3);
+    let (job, id) = bob.set_up(&rig.pool, 3).await;
+    assert!(bob.asked.is_empty(), "{:?}", bob.asked);
+    bob.mine_one(&job, id).await;
+    // And of those, one by one: his fourth alone is new.
+    let (job, id) = bob.set_up(&rig.pool, 4).await;
+    assert_eq!(bob.asked, [27]);
+    bob.mine_one(&job, id).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_not_approved_is_not_in_the_library_js10() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut alice = Declarator::open(&rig.pool, "alice").await;
+    let allocated = alice.allocate().await;
+    let shown = rig.pool.node.next_template(None).await.unwrap();
+    let mut extra = unseen(&shown.template, 1);
+    // It spends the same coin a second time, which only the node can see.
+    extra.push(spend(&last_of(&shown.template), 999));
+    let job = OwnJob::of(shown, &extra, &allocated.script);
+    for _ in 0..2 {
+        let (code, details) = alice.declare(&allocated.token, &job).await.unwrap_err();
+        assert_eq!(code, "invalid-job");
+        assert!(details.contains("missingorspent"), "{details}");
+        assert_eq!(alice.asked, [24, 25], "asked for again: it was not kept");
+    }
+    rig.stop().await;
+}
+
+fn last_of(template: &Template) -> bitcoin::Transaction {
+    bitcoin::consensus::deserialize(template.known_transactions().last().unwrap()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_for_its_account_and_for_one_job_and_only_success_uses_it_up() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut alice = Declarator::open(&rig.pool, "alice.one").await;
+    let mut thief = Declarator::open(&rig.pool, "mallory").await;
+    let allocated = alice.allocate().await;
+    let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
+    let token = alice.declare(&allocated.token, &job).await.unwrap();
+    assert_ne!(token, allocated.token);
+    let again = alice.declare(&allocated.token, &job).await.unwrap_err();
+    assert_eq!(again.0, "invalid-mining-job-token", "it was used up by its job");
+    let stolen = thief.set_custom(&token, &job).await.unwrap_err();
+    assert_eq!(stolen, "invalid-mining-job-token");
+    // What is refused leaves the token: another job than declared, then the declared one.
+    let mut other = job.clone();
+    other.built.coinbase.lock_time = 1;
+    let refused = alice.set_custom(&token, &other).await.unwrap_err();
+    assert_eq!(refused, "invalid-coinbase-tx-locktime");
+    let id = alice.set_custom(&token, &job).await.unwrap();
+    assert_eq!(alice.set_custom(&token, &job).await.unwrap_err(), "invalid-mining-job-token");
+    alice.mine_one(&job, id).await;
+
+    // The thief's connection has it in its history, with the reason.
+    let history = async {
+        loop {
+            let rows = rig.pool.board.read().await.unwrap();
+            let is_thiefs = |row: &ConnectionSnapshot| {
+                row.channels.iter().any(|channel| &*channel.account == "mallory")
+            };
+            let row = rows.iter().find(|row| is_thiefs(row));
+            let jobs = row.and_then(|row| row.custom_jobs.clone()).unwrap_or_default();
+            if let [refusal] = &jobs.refusals[..] {
+                return (jobs.refused.clone(), refusal.clone());
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let (counts, refusal) = timeout(PATIENCE, history).await.expect("no history");
+    assert_eq!((counts["invalid-mining-job-token"], refusal.code), (1, "invalid-mining-job-token"));
+    assert_eq!(refusal.reason, "the token of another account");
+    assert_eq!(rig.metric("pool_custom_jobs_total{verdict=\"invalid-mining-job-token\"}"), 2.0);
+    assert_eq!(rig.metric("pool_custom_jobs_total{verdict=\"accepted\"}"), 1.0);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coinbase_only_job_earns_the_subsidy_and_is_refused_where_full_templates_are_asked_for() {
+    for allowed in [true, false] {
+        let rig = Rig::start_with(NO_BLOCKS, |config| config.declare.coinbase_only = allowed).await;
+        let mut alice = Declarator::open(&rig.pool, "alice").await;
+        let allocated = alice.allocate().await;
+        let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
+        let set = alice.set_custom(&allocated.token, &job).await;
+        if !allowed {
+            assert_eq!(set.unwrap_err(), "job-not-yet-validated");
+            let mut keeps = Wire(link(rig.pool.declare.unwrap()).await.unwrap());
+            keeps.send(setup(Protocol::JobDeclaration, 0)).await;
+            let code = keeps.hear(|message| match message {
+                Message::SetupConnectionError(error) => Some(error.error_code.printable()),
+                _ => None,
+            });
+            assert_eq!(code.await, "missing-declare-tx-data-flag");
+            rig.stop().await;
+            continue;
+        }
+        alice.mine_one(&job, set.unwrap()).await;
+        let jobs = rig.pool.store.declared_jobs(9).await.unwrap();
+        assert_eq!((jobs[0].job.mode, jobs[0].job.transactions), (DeclareMode::CoinbaseOnly, None));
+        assert!(jobs[0].job.fees_sats > 0 && jobs[0].job.factor_ppm < 1_000_000);
+        let account = rig.pool.store.account("alice").await.unwrap().unwrap();
+        assert!(account.credit < account.work);
+        rig.stop().await;
+    }
+}
+
+// ---- blocks, each by one route with the others cut ----
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_comes_by_the_share_alone_p52() {
+    let rig = Rig::start(MANY_BLOCKS).await;
+    let mut alice = Declarator::open(&rig.pool, "alice.rig").await;
+    let (job, id) = alice.set_up(&rig.pool, 2).await;
+    let (header, extranonce) = alice.grind(&job, true);
+    // A block that misses its share's difficulty is sent all the same.
+    let _ = alice.submit(id, &header, &extranonce).await;
+    let block = rig.settled_block().await;
+    assert_eq!((block.state, block.route), (BlockState::Accepted, Route::Share));
+    assert_eq!((&*block.account, &*block.worker), ("alice", "rig"));
+    assert_eq!(rig.pool.node.height_of(&header.hash()).await.unwrap(), Some(block.height));
+    let job = rig.pool.store.declared_jobs(9).await.unwrap();
+    assert_eq!(block.declared, Some(job[0].job.id));
+    assert_eq!(rig.metric("pool_blocks_by_route_total{route=\"share\"}"), 1.0);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_comes_by_push_solution_alone_also_for_an_older_job_js7() {
+    let rig = Rig::start(MANY_BLOCKS).await;
+    let mut alice = Declarator::open(&rig.pool, "alice.rig").await;
+    let (first, _) = alice.set_up(&rig.pool, 2).await;
+    alice.set_up(&rig.pool, 3).await;
+    let (mut header, extranonce) = alice.grind(&first, true);
+    // What does not meet the target, or is of no job of his, is nothing.
+    header.nonce = header.nonce.wrapping_add(1);
+    alice.push_solution(&header, &extranonce).await;
+    header.nonce = header.nonce.wrapping_sub(1);
+    alice.push_solution(&header, &[7; EXTRANONCE_LEN]).await;
+    alice.push_solution(&header, &extranonce[1..]).await;
+    alice.allocate().await;
+    assert!(rig.pool.store.blocks(9).await.unwrap().is_empty());
+    alice.push_solution(&header, &extranonce).await;
+    let block = rig.settled_block().await;
+    assert_eq!((block.state, block.route), (BlockState::Accepted, Route::Solution));
+    assert_eq!((block.hash, &*block.account), (header.hash(), "alice"));
+    assert_eq!(rig.pool.node.height_of(&header.hash()).await.unwrap(), Some(block.height));
+    let [declared] = &rig.pool.store.declared_jobs(9).await.unwrap()[..] else { panic!() };
+    assert_eq!((block.declared, declared.shares), (Some(declared.job.id), 0));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_the_miners_own_node_brought_is_known_as_his() {
+    let rig = Rig::start(MANY_BLOCKS).await;
+    let mut alice = Declarator::open(&rig.pool, "alice.rig").await;
+    let (job, id) = alice.set_up(&rig.pool, 2).await;
+    let (header, extranonce) = alice.grind(&job, true);
+    let block = job.block(&header, &extranonce);
+    assert_eq!(rig.pool.node.submit_block(&block).await.unwrap(), Submitted::Accepted);
+    alice.push_solution(&header, &extranonce).await;
+    let _ = alice.submit(id, &header, &extranonce).await;
+    let block = rig.settled_block().await;
+    assert_eq!((block.state, block.route), (BlockState::Accepted, Route::Miner));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_by_two_routes_is_kept_once() {
+    let rig = Rig::start(MANY_BLOCKS).await;
+    let mut alice = Declarator::open(&rig.pool, "alice.rig").await;
+    let (job, id) = alice.set_up(&rig.pool, 2).await;
+    let (header, extranonce) = alice.grind(&job, true);
+    alice.push_solution(&header, &extranonce).await;
+    let _ = alice.submit(id, &header, &extranonce).await;
+    let block = rig.settled_block().await;
+    assert_eq!(block.state, BlockState::Accepted);
+    assert_ne!(block.route, Route::Miner, "nobody but us has it");
+    assert_eq!(rig.metric("pool_blocks_total{state=\"found\"}"), 1.0);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coinbase_only_block_is_noted_as_its_miners() {
+    let rig = Rig::start(MANY_BLOCKS).await;
+    let mut alice = Declarator::open(&rig.pool, "alice.rig").await;
+    let allocated = alice.allocate().await;
+    let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
+    let id = alice.set_custom(&allocated.token, &job).await.unwrap();
+    let (header, extranonce) = alice.grind(&job, true);
+    let _ = alice.submit(id, &header, &extranonce).await;
+    let block = job.block(&header, &extranonce);
+    assert_eq!(rig.pool.node.submit_block(&block).await.unwrap(), Submitted::Accepted);
+    let block = rig.settled_block().await;
+    assert_eq!((block.state, block.route), (BlockState::Accepted, Route::Miner));
+    rig.stop().await;
+}
+
+// ---- tips ----
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_a_tip_that_is_gone_is_stale_and_leaves_its_token() {
+    let rig = Rig::start(MANY_BLOCKS).await;
+    let mut alice = Declarator::open(&rig.pool, "alice").await;
+    let (allocated, other) = (alice.allocate().await, alice.allocate().await);
+    let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
+    let token = alice.declare(&allocated.token, &job).await.unwrap();
+    next_block(&rig, &mut alice, &job).await;
+    assert_eq!(alice.set_custom(&token, &job).await.unwrap_err(), "stale-chain-tip");
+    let (code, _) = alice.declare(&other.token, &job).await.unwrap_err();
+    assert_eq!(code, "stale-chain-tip");
+    // The token of the refused declaration is good for the next tip's.
+    let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
+    let token = alice.declare(&other.token, &job).await.unwrap();
+    let id = alice.set_custom(&token, &job).await.unwrap();
+    alice.mine_one(&job, id).await;
+    rig.stop().await;
+}
+
+/// Another's block on the job's tip, and the pool's templates on it.
+async fn next_block(rig: &Rig, miner: &mut Declarator, job: &OwnJob) {
+    let (header, extranonce) = miner.grind(job, true);
+    let block = job.block(&header, &extranonce);
+    assert_eq!(rig.pool.node.submit_block(&block).await.unwrap(), Submitted::Accepted);
+    let mut templates = rig.pool.templates.clone();
+    let moved = templates.wait_for(|published| published.active.tip.hash == header.hash());
+    timeout(PATIENCE, moved).await.expect("the pool stays on the old tip").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_declaration_one_block_ahead_of_our_node_is_held_until_it_follows() {
+    let rig = Rig::start(MANY_BLOCKS).await;
+    let mut alice = Declarator::open(&rig.pool, "alice").await;
+    let allocated = alice.allocate().await;
+    let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
+    // The job of the block after, which nobody can know but whose coinbase says so.
+    let mut ahead = job.clone();
+    let height = job.template.height + 1;
+    let template = Template {
+        height,
+        script_sig_prefix: bitcoin::script::Builder::new().push_int(i64::from(height)).into_bytes(),
+        coinbase_value_sats: job.template.coinbase_value_sats - fees_of(&job),
+        transactions: Some(Default::default()),
+        merkle_path: Vec::new(),
+        required_outputs: Vec::new(),
+        required_outputs_count: 0,
+        commits_to_witnesses: false,
+        ..job.template.clone()
+    };
+    let outputs =
+        vec![Output { sats: template.coinbase_value_sats, script: allocated.script.clone() }];
+    ahead = OwnJob::paying(template, ahead.shown, outputs);
+    let request_id = alice.say_declaration(&allocated.token, &ahead).await;
+    sleep(Duration::from_millis(200)).await;
+    let (header, extranonce) = alice.grind(&job, true);
+    let block = job.block(&header, &extranonce);
+    assert_eq!(rig.pool.node.submit_block(&block).await.unwrap(), Submitted::Accepted);
+    let verdict = alice.finish_declaration(request_id, |_| panic!("nothing is missing")).await;
+    verdict.expect("it was on the tip that our node came to");
+    // Two ahead is no race.
+    let allocated = alice.allocate().await;
+    let mut far = ahead.clone();
+    far.built.coinbase.script_sig_prefix[1] += 2;
+    let began = Instant::now();
+    assert_eq!(alice.declare(&allocated.token, &far).await.unwrap_err().0, "stale-chain-tip");
+    assert!(began.elapsed() < Duration::from_secs(3), "it was held");
+    rig.stop().await;
+}
+
+fn fees_of(job: &OwnJob) -> u64 {
+    let height = job.template.height;
+    let subsidy = job_declarator::node::subsidy_sats(height, bitcoin::Network::Regtest);
+    job.template.coinbase_value_sats - subsidy
+}
+
+// ---- attacks, beside an honest declarer ----
+
+/// How the honest one is served while others attack: from a token to a credited share.
+async fn honest_is_served(rig: &Rig, honest: &mut Declarator) {
+    let served = async {
+        let (job, id) = honest.set_up(&rig.pool, 1).await;
+        honest.mine_one(&job, id).await;
+    };
+    timeout(Duration::from_secs(20), served).await.expect("the honest declarer waits");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_coinbase_that_pays_the_pool_one_satoshi_less_is_refused_js4() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+    let mut honest = Declarator::open(&rig.pool, "alice").await;
+    let allocated = mallory.allocate().await;
+    let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
+    let value = job.template.coinbase_value_sats;
+    let to_pool = |sats| Output { sats, script: allocated.script.clone() };
+    let to_self = |sats| Output { sats, script: vec![0x51] };
+    for outputs in [
+        vec![to_pool(value - 1), to_self(1)],
+        vec![to_self(value)],
+        vec![to_pool(0), to_self(value)],
+    ] {
+        let short = OwnJob::paying(job.template.clone(), job.shown.clone(), outputs);
+        let (code, _) = mallory.declare(&allocated.token, &short).await.unwrap_err();
+        assert_eq!(code, "invalid-coinbase-tx-outputs");
+        let undeclared = mallory.set_custom(&allocated.token, &short).await.unwrap_err();
+        assert_eq!(undeclared, "invalid-coinbase-tx-outputs");
+    }
+    // More than there is: the node knows the fees.
+    let template = Template { coinbase_value_sats: value + 1, ..job.template.clone() };
+    let rich = OwnJob::paying(template, job.shown.clone(), vec![to_pool(value + 1)]);
+    let (code, details) = mallory.declare(&allocated.token, &rich).await.unwrap_err();
+    assert_eq!(code, "invalid-job");
+    assert!(details.contains("bad-cb-amount"), "{details}");
+    honest_is_served(&rig, &mut honest).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_coinbases_and_wrong_commitments_are_refused_and_stop_nobody() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+    let mut honest = Declarator::open(&rig.pool, "alice").await;
+    let token = mallory.allocate().await;
+    let job = OwnJob::new(&rig.pool, &[], &token.script).await;
+    let parts = job.built.declared_parts();
+    let wtxids = job.built.wtxids.clone().unwrap();
+    let mut prefixes: Vec<Vec<u8>> =
+        [0, 1, 5, 41, 42, 43, 44].map(|length| parts.prefix[..length].to_vec()).to_vec();
+    prefixes.push(vec![0xff; 65_535]);
+    prefixes.push([&parts.prefix[..], &[0; 80]].concat());
+    for prefix in &prefixes {
+        let id = mallory.request();
+        mallory.say_raw_declaration(id, &token.token, prefix, &parts.suffix, &wtxids).await;
+        let refused = mallory.finish_declaration(id, |_| Vec::new()).await.unwrap_err();
+        assert!(refused.0.starts_with("invalid-coinbase-tx"), "{refused:?}");
+    }
+    for suffix in [Vec::new(), vec![0; 4], vec![0xff; 65_535], parts.suffix[1..].to_vec()] {
+        let id = mallory.request();
+        mallory.say_raw_declaration(id, &token.token, &parts.prefix, &suffix, &wtxids).await;
+        let refused = mallory.finish_declaration(id, |_| Vec::new()).await.unwrap_err();
+        assert!(refused.0.starts_with("invalid-coinbase-tx"), "{refused:?}");
+    }
+    let mut other = job.clone();
+    other.built.wtxids = Some(wtxids[1..].to_vec());
+    let (code, details) = mallory.declare(&token.token, &other).await.unwrap_err();
+    assert_eq!(code, "invalid-coinbase-tx", "{details}");
+    assert!(details.contains("commitment"), "{details}");
+    honest_is_served(&rig, &mut honest).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_five_thousand_unknown_or_equal_wtxids_cost_little_and_are_refused() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+    let mut honest = Declarator::open(&rig.pool, "alice").await;
+    let token = mallory.allocate().await;
+    let job = OwnJob::new(&rig.pool, &[], &token.script).await;
+    let parts = job.built.declared_parts();
+    let unknown = |count: u32| -> Vec<[u8; 32]> {
+        let wtxid = |number: u32| {
+            let mut wtxid = [7; 32];
+            wtxid[..4].copy_from_slice(&number.to_le_bytes());
+            wtxid
+        };
+        (0..count).map(wtxid).collect()
+    };
+    let one = job.built.wtxids.clone().unwrap()[0];
+    for wtxids in [unknown(65_535), vec![one; 65_535], vec![one; 2], unknown(16_000)] {
+        let began = Instant::now();
+        let id = mallory.request();
+        mallory.say_raw_declaration(id, &token.token, &parts.prefix, &parts.suffix, &wtxids).await;
+        let refused = mallory.finish_declaration(id, |_| Vec::new()).await.unwrap_err();
+        assert!(["invalid-job", "invalid-coinbase-tx"].contains(&&*refused.0), "{refused:?}");
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    }
+    honest_is_served(&rig, &mut honest).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transactions_that_are_not_those_asked_for_are_refused_js5() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+    let mut honest = Declarator::open(&rig.pool, "alice").await;
+    let token = mallory.allocate().await;
+    let shown = rig.pool.node.next_template(None).await.unwrap();
+    let extra = unseen(&shown.template, 2);
+    let job = OwnJob::of(shown, &extra, &token.script);
+    let known = job.template.known_transactions();
+    let (first, second) = (known[24].to_vec(), known[25].to_vec());
+    for provided in [
+        vec![second.clone(), first.clone()],
+        vec![first.clone(), first.clone()],
+        vec![first.clone(), vec![0xff; 300]],
+        vec![first.clone(), Vec::new()],
+    ] {
+        let id = mallory.say_declaration(&token.token, &job).await;
+        let give = |asked: &[u16]| {
+            assert_eq!(asked, [24, 25]);
+            provided.clone()
+        };
+        let (code, _) = mallory.finish_declaration(id, give).await.unwrap_err();
+        assert_eq!(code, "missing-txs");
+    }
+    mallory.declare(&token.token, &job).await.expect("the token is still good");
+    // Of a number that was not asked for, or when nothing was asked: the protocol is broken.
+    let token = mallory.allocate().await;
+    mallory.say_declaration(&token.token, &job).await;
+    mallory.provide(999, &[first]).await;
+    honest_is_served(&rig, &mut honest).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_never_sends_what_he_was_asked_for_holds_up_nobody() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut honest = Declarator::open(&rig.pool, "alice").await;
+    let mut silent = Vec::new();
+    for number in 0..12 {
+        let mut mallory = Declarator::open(&rig.pool, &format!("mallory{number}")).await;
+        let token = mallory.allocate().await;
+        let shown = rig.pool.node.next_template(None).await.unwrap();
+        let extra = unseen(&shown.template, 3 + number);
+        let job = OwnJob::of(shown, &extra, &token.script);
+        mallory.say_declaration(&token.token, &job).await;
+        silent.push(mallory);
+    }
+    // All but these are not even asked; his transactions the pool has.
+    let allocated = honest.allocate().await;
+    let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
+    let token = timeout(PATIENCE, honest.declare(&allocated.token, &job)).await.unwrap().unwrap();
+    let id = honest.set_custom(&token, &job).await.unwrap();
+    honest.mine_one(&job, id).await;
+    drop(silent);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_tokens_and_declarations_is_slowed_and_others_are_served() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+    let mut honest = Declarator::open(&rig.pool, "alice").await;
+    let token = mallory.allocate().await;
+    let job = OwnJob::new(&rig.pool, &[], &token.script).await;
+    let mut codes = Vec::new();
+    let parts = job.built.declared_parts();
+    let wtxids = job.built.wtxids.clone().unwrap();
+    for _ in 0..60 {
+        let id = mallory.request();
+        // A token that nobody has.
+        mallory.say_raw_declaration(id, &[9; 16], &parts.prefix, &parts.suffix, &wtxids).await;
+        codes.push(mallory.finish_declaration(id, |_| Vec::new()).await.unwrap_err().0);
+    }
+    assert!(codes.iter().any(|code| code == "too-many-declarations"), "{codes:?}");
+    assert!(codes.iter().any(|code| code == "invalid-mining-job-token"), "{codes:?}");
+    honest_is_served(&rig, &mut honest).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_heavy_a_block_is_refused_js10() {
+    let rig = Rig::start_with(NO_BLOCKS, |config| config.embedded.tx_count = 4_000).await;
+    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+    let token = mallory.allocate().await;
+    let shown = rig.pool.node.next_template(None).await.unwrap();
+    let mut template = Template::clone(&shown.template);
+    let mut transactions = template.transactions.as_deref().unwrap().clone();
+    // Some 620 bytes of 4 weight units each, 1,000 of them: two and a half million more.
+    let mut previous = last_of(&template);
+    for _ in 0..1_000 {
+        previous = spend(&previous, 1);
+        let script = bitcoin::ScriptBuf::from_bytes(vec![0x6a; 520]);
+        previous
+            .output
+            .push(bitcoin::TxOut { value: bitcoin::Amount::ZERO, script_pubkey: script });
+        transactions.push(bitcoin::consensus::serialize(&previous).into());
+    }
+    with_transactions(&mut template, transactions);
+    let outputs = vec![Output { sats: template.coinbase_value_sats, script: token.script.clone() }];
+    let job = OwnJob::paying(template, shown, outputs);
+    let (code, details) = mallory.declare(&token.token, &job).await.unwrap_err();
+    assert_eq!(code, "invalid-job");
+    assert!(details.contains("weight"), "{details}");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mining_client_that_did_not_say_that_it_selects_work_sets_no_job_p60() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut alice = Declarator::open(&rig.pool, "alice").await;
+    let allocated = alice.allocate().await;
+    let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
+    let token = alice.declare(&allocated.token, &job).await.unwrap();
+    let mut plain = Wire::open(rig.pool.listen, Protocol::Mining, 0).await;
+    let coinbase = &job.built.coinbase;
+    plain
+        .send(SetCustomMiningJob {
+            channel_id: 2,
+            request_id: 5,
+            mining_job_token: B0255::new(&token).unwrap(),
+            version: job.built.version,
+            prev_hash: job.shown.prev_hash.hash,
+            min_ntime: job.shown.prev_hash.min_ntime,
+            nbits: job.shown.prev_hash.nbits,
+            coinbase_tx_version: coinbase.version,
+            coinbase_prefix: B0255::new(&coinbase.script_sig_prefix).unwrap(),
+            coinbase_tx_input_sequence: coinbase.sequence,
+            coinbase_tx_outputs: B064K::new(&coinbase.outputs).unwrap(),
+            coinbase_tx_locktime: coinbase.lock_time,
+            merkle_path: Seq0255U256::new(&job.built.merkle_path).unwrap(),
+        })
+        .await;
+    let code = plain.hear(|message| match message {
+        Message::SetCustomMiningJobError(error) => Some(error.error_code.printable()),
+        _ => None,
+    });
+    assert_eq!(code.await, "jd-not-supported");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_jobs_are_declared_there_is_no_port_and_work_selection_is_refused() {
+    let rig = Rig::start_with(NO_BLOCKS, |config| config.declare.enabled = false).await;
+    assert_eq!(rig.pool.declare, None);
+    let mut wire = Wire(link(rig.pool.listen).await.unwrap());
+    wire.send(setup(Protocol::Mining, setup_flags::REQUIRES_WORK_SELECTION)).await;
+    let flags = wire.hear(|message| match message {
+        Message::SetupConnectionError(error) => Some(error.flags),
+        _ => None,
+    });
+    assert_eq!(flags.await, setup_flags::REQUIRES_WORK_SELECTION);
+    rig.stop().await;
+}
