@@ -303,6 +303,26 @@ pub fn header_hashes_with(kernel: Kernel, headers: &[[u8; 80]], hashes: &mut [[u
     portable::header_hashes(headers, hashes);
 }
 
+/// SHA256d of each pair of merkle tree nodes (header byte order), by what is fastest for so many. Both
+/// slices are of one length.
+pub fn pair_hashes(pairs: &[[u8; 64]], hashes: &mut [[u8; 32]]) {
+    assert_eq!(pairs.len(), hashes.len(), "a hash for each pair");
+    let mut done = 0;
+    while done < pairs.len() {
+        let (kernel, count) = Kernel::for_next_of(pairs.len() - done);
+        let now = done..done + count;
+        pair_hashes_with(kernel, &pairs[now.clone()], &mut hashes[now]);
+        done += count;
+    }
+}
+
+/// `pair_hashes` by a kernel of the caller's choice (by `Portable` if the CPU has it not).
+pub fn pair_hashes_with(kernel: Kernel, pairs: &[[u8; 64]], hashes: &mut [[u8; 32]]) {
+    assert_eq!(pairs.len(), hashes.len(), "a hash for each pair");
+    return_with_lanes!(kernel, |lanes| lanes::pair_hashes(lanes, pairs, hashes));
+    portable::pair_hashes(pairs, hashes);
+}
+
 impl Fixed {
     fn new(bytes: [u8; BLOCK_LEN]) -> Self {
         Self { bytes, schedule: Schedule::new(words_of(&bytes)) }

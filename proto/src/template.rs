@@ -10,6 +10,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::limits::{EXTRANONCE_LEN, MERKLE_PATH_MAX, SCRIPT_SIG_MAX};
+use crate::sha256::pair_hashes;
 
 /// Names a template within one run of the pool; counts up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -225,11 +226,13 @@ pub fn merkle_path(txids: &[[u8; 32]]) -> Vec<[u8; 32]> {
     let mut path = Vec::new();
     while level.len() > 1 {
         path.push(level[1]);
-        let mut above = vec![[0; 32]];
         // A last node without a partner is paired with itself (the protocol's oldest rule).
-        above.extend(
-            level[2..].chunks(2).map(|pair| parent(&pair[0], pair.last().unwrap_or(&pair[0]))),
-        );
+        if level.len() % 2 == 1 {
+            level.extend_from_within(level.len() - 1..);
+        }
+        let mut above = vec![[0; 32]; level.len() / 2];
+        let (pairs, _) = level[2..].as_flattened().as_chunks();
+        pair_hashes(pairs, &mut above[1..]);
         level = above;
     }
     path

@@ -11,7 +11,10 @@ use proptest::prelude::{any, proptest};
 use sha2::{Digest, Sha256};
 
 use proto::limits::{EXTRANONCE_LEN, MERKLE_PATH_MAX};
-use proto::sha256::{CoinbaseFields, CoinbaseHasher, Kernel, header_hashes, header_hashes_with};
+use proto::sha256::{
+    CoinbaseFields, CoinbaseHasher, Kernel, header_hashes, header_hashes_with, pair_hashes,
+    pair_hashes_with,
+};
 use proto::template::{merkle_path, merkle_root};
 
 /// Two and a half times the widest vector.
@@ -72,6 +75,28 @@ fn a_block_of_the_coinbase_alone_has_its_txid_for_a_root() {
             let root = genesis.header.merkle_root.to_byte_array();
             assert_eq!(roots, [root; 3], "{kernel:?} extranonce at {at}");
         }
+    }
+}
+
+#[test]
+fn pairs_of_tree_nodes_hash_as_sha2_hashes_them_in_every_lane() {
+    let pair = |number: u32| {
+        let mut pair = [number as u8; 64];
+        pair[..4].copy_from_slice(&number.to_le_bytes());
+        pair[60..].copy_from_slice(&number.to_be_bytes());
+        pair
+    };
+    for count in 0..=COUNT_MAX {
+        let pairs: Vec<_> = (1_000..1_000 + count as u32).map(pair).collect();
+        let expected: Vec<_> = pairs.iter().map(|pair| sha256d(pair)).collect();
+        for kernel in available() {
+            let mut hashes = vec![[0; 32]; count];
+            pair_hashes_with(kernel, &pairs, &mut hashes);
+            assert_eq!(hashes, expected, "{kernel:?}, {count} of them");
+        }
+        let mut hashes = vec![[0; 32]; count];
+        pair_hashes(&pairs, &mut hashes);
+        assert_eq!(hashes, expected, "{count} of them");
     }
 }
 

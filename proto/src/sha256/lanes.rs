@@ -142,6 +142,26 @@ pub(super) fn header_hashes<const N: usize, L: Lanes<N>>(
     }
 }
 
+pub(super) fn pair_hashes<const N: usize, L: Lanes<N>>(
+    lanes: L,
+    pairs: &[[u8; BLOCK_LEN]],
+    hashes: &mut [[u8; 32]],
+) {
+    let initial = lanes.splat(&INITIAL);
+    let (mut inner, mut hash) = (initial, initial);
+    for (pairs, hashes) in pairs.chunks(N).zip(hashes.chunks_mut(N)) {
+        let rows: [_; N] = array::from_fn(|lane| pairs.get(lane).unwrap_or(&pairs[0]));
+        let left = lanes.gather::<BLOCK_LEN, 0>(&rows);
+        let right = lanes.gather::<BLOCK_LEN, 32>(&rows);
+        lanes.compress(&initial, &left, &right, &mut hash);
+        lanes.compress_fixed(&hash, &AFTER_NODE, &mut inner);
+        lanes.compress_half(&initial, &inner, &AFTER_DIGEST, &mut hash);
+        for (hash, lane) in hashes.iter_mut().zip(lanes.scatter(&hash)) {
+            *hash = lane;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

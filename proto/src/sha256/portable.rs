@@ -45,6 +45,15 @@ pub(super) fn header_hashes(headers: &[[u8; 80]], hashes: &mut [[u8; 32]]) {
     }
 }
 
+pub(super) fn pair_hashes(pairs: &[[u8; BLOCK_LEN]], hashes: &mut [[u8; 32]]) {
+    for (pair, hash) in pairs.iter().zip(hashes) {
+        let mut state = INITIAL;
+        compress(&mut state, pair);
+        compress(&mut state, &AFTER_NODE_BYTES);
+        *hash = outer(&state);
+    }
+}
+
 /// The hash of an inner hash.
 fn outer(inner: &[u32; 8]) -> [u8; 32] {
     let mut state = INITIAL;
