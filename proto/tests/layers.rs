@@ -127,3 +127,14 @@ fn unsafe_stands_in_the_vector_kernels_and_in_the_count_of_allocations_alone() {
     let allowed = ["proto/src/sha256/x86.rs", "benches/src/compare/allocations.rs"];
     assert_eq!(named_outside("unsafe", &allowed), nobody);
 }
+
+#[test]
+fn links_run_over_tcp_alone_g14() {
+    let nobody: [&str; 0] = [];
+    // The demo asks the system for a route with one; nothing is sent on it.
+    assert_eq!(named_outside("UdpSocket", &["pool/src/demo.rs"]), nobody);
+    assert_eq!(named_outside("UnixDatagram", &[]), nobody);
+    let files = rust_files("proto/src");
+    let (_, net) = files.iter().find(|(path, _)| path == "proto/src/net.rs").unwrap();
+    assert!(net.contains("pub struct Link {\n    stream: TcpStream,\n"), "what a link is made of");
+}

@@ -2,7 +2,7 @@
 //! from the server's side, and the bounds of a connection's memory.
 //!
 //! Elsewhere: G1 and S8 need a socket (`net.rs`), G2 to G4 are in `noise_oracle.rs`, G5 and the TLV
-//! rules G16 to G18 and E7 in `messages_oracle.rs`. G14 is TCP's to keep, G12 and G19 are no code's.
+//! rules G16 to G18 and E7 in `messages_oracle.rs`, G12 in `rules_listed.rs`, G19 in `rules_mining`.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on says where")]
 
@@ -19,6 +19,7 @@ use proto::limits::{
     MINING_CLIENT_PAYLOAD_MAX, READ_MAX, SETUP_PAYLOAD_MAX,
 };
 use proto::message::*;
+use proto::noise::NoiseError;
 use proto::share::Refusal;
 use proto::wire::{B032, Seq064KU16, Str0255, WireError};
 
@@ -117,6 +118,63 @@ fn what_does_not_open_is_a_violation_and_nothing_is_answered_g2() {
     server.inbound.feed(&[0; 22]);
     assert!(matches!(server.inbound.next_frame(), Err(Violation::Noise(_))));
     assert!(server.outbound.pending().is_empty());
+}
+
+/// Frames as they travel, each the Reconnect to the port of its number.
+fn numbered_frames(client: &mut Connection, count: u16) -> Vec<Vec<u8>> {
+    let frame = |new_port| {
+        client.outbound.send(&Reconnect { new_host: Str0255::text(""), new_port }.into());
+        let sealed = client.outbound.pending().to_vec();
+        client.outbound.advance(sealed.len());
+        sealed
+    };
+    (0..count).map(frame).collect()
+}
+
+/// Feeds the frames of these numbers; what was read of them, and how it ended.
+fn arrive(order: &[usize]) -> (Vec<u16>, Result<(), Violation>) {
+    let (mut client, mut server) = connections();
+    let sealed = numbered_frames(&mut client, 6);
+    let mut read = Vec::new();
+    for number in order {
+        server.inbound.feed(&sealed[*number]);
+        loop {
+            match server.inbound.next_frame() {
+                Ok(Some(frame)) => {
+                    let said = frame.message().unwrap();
+                    let Received::Known(Message::Reconnect(said), _) = said else {
+                        panic!("{said:?}")
+                    };
+                    read.push(said.new_port);
+                }
+                Ok(None) => break,
+                Err(violation) => return (read, Err(violation)),
+            }
+        }
+    }
+    (read, Ok(()))
+}
+
+proptest! {
+    // The transport is to be ordered and reliable: what a broken one would do to the stream is never
+    // taken for what the peer said.
+    #[test]
+    fn a_frame_lost_repeated_or_out_of_order_ends_the_link_and_is_not_read_g14(
+        order in prop::collection::vec(0..6_usize, 0..8),
+    ) {
+        let in_order = order.iter().enumerate().take_while(|(at, number)| at == *number).count();
+        let (read, ended) = arrive(&order);
+        prop_assert_eq!(read, (0..in_order as u16).collect::<Vec<_>>());
+        let refused = Err(Violation::Noise(NoiseError::Decrypt));
+        prop_assert_eq!(ended, if in_order == order.len() { Ok(()) } else { refused });
+    }
+}
+
+#[test]
+fn all_frames_in_order_are_read_and_one_more_of_them_is_not_g14() {
+    assert_eq!(arrive(&[0, 1, 2, 3, 4, 5]), ((0..6).collect(), Ok(())));
+    let refused = Err(Violation::Noise(NoiseError::Decrypt));
+    assert_eq!(arrive(&[0, 1, 2, 3, 4, 5, 5]), ((0..6).collect(), refused));
 }
 
 #[test]

@@ -366,7 +366,12 @@ impl Client {
     /// A share of the newest job that meets its target.
     pub fn good_share(&mut self, channel: u32) -> Share {
         let work = self.work(channel).clone();
-        self.grind(channel, &work, |hash| work.target.is_met_by(hash))
+        self.good_share_on(channel, &work)
+    }
+
+    /// A share that meets the target of `work`, by what `work` says the header is.
+    pub fn good_share_on(&mut self, channel: u32, work: &Work) -> Share {
+        self.grind(channel, work, |hash| work.target.is_met_by(hash))
     }
 
     /// The first share on `work` whose hash is `wanted`.

@@ -1,6 +1,9 @@
-//! Jobs and tips: rules P20 to P32.
+//! Jobs and tips: rules P20 to P32 and G19.
 
-use bitcoin::consensus::deserialize;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bitcoin::consensus::{deserialize, serialize};
 use bitcoin::hashes::Hash;
 
 use proto::job::JobId;
@@ -145,6 +148,36 @@ fn a_share_becomes_a_block_that_the_bitcoin_crate_accepts_p25() {
             assert_eq!(mined.compute_txid(), block.txdata[0].compute_txid());
         }
     }
+}
+
+#[test]
+fn every_job_of_a_template_has_its_transactions_in_its_order_g19() {
+    let mut chain = Chain::new(REGTEST_NBITS);
+    chain.transactions = 6;
+    let active = chain.advance();
+    let template = active.job.template();
+    let mut link = Link::with(easy_policy(), 0, active.clone());
+    let channel = link.open_at_floor(Kind::Extended);
+    // Fresh search space ten times over: another id, start and number each time.
+    link.pass(10 * JOB_REFRESH_MS);
+    let works = link.client.device(channel).works.clone();
+    assert_eq!(works.len(), 11);
+    let network = proto::target::Target::from_compact(REGTEST_NBITS);
+    let mut coinbases = HashSet::new();
+    for work in &works {
+        let share = link.client.grind(channel, work, |hash| network.is_met_by(hash));
+        link.submit(&share);
+        let found = link.blocks().pop().expect("a block");
+        let bytes = found.job.block(&found.header, &found.extranonce).expect("known in full");
+        let block: bitcoin::Block = deserialize(&bytes).expect("a whole block");
+        let mined: Vec<Arc<[u8]>> =
+            block.txdata[1..].iter().map(|tx| serialize(tx).into()).collect();
+        assert_eq!(mined, template.known_transactions());
+        coinbases.insert(block.txdata[0].compute_txid());
+        let JobBody::Extended { path, .. } = &work.body else { panic!("{work:?}") };
+        assert_eq!(*path, template.merkle_path);
+    }
+    assert_eq!(coinbases.len(), works.len(), "search space is the coinbase's");
 }
 
 #[test]

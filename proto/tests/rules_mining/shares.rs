@@ -1,4 +1,4 @@
-//! Which shares are good: rules P40 to P48, P50, P51, P53.
+//! Which shares are good: rules P40 to P48, P50, P51, P53 and G19.
 
 use std::collections::BTreeSet;
 
@@ -16,11 +16,12 @@ use proto::mining::Kind;
 use proto::mining::server::{Effect, Input, Outbox, Policy};
 use proto::share::{Claim, FrozenJob, Refusal};
 use proto::target::{Difficulty, Target};
+use proto::template::{Template, merkle_path, merkle_root, sha256d};
 use proto::wire::B032;
 
 use crate::common::{
-    ANY_TARGET, Chain, HARD_NBITS, Ledger, Link, REGTEST_NBITS, START_S, Said, Share, easy_policy,
-    hashed, judge, kept,
+    ANY_TARGET, Chain, HARD_NBITS, JobBody, Ledger, Link, REGTEST_NBITS, START_S, Said, Share,
+    easy_policy, hashed, judge, kept,
 };
 
 /// A job as channel `prefix` was given it, with the easiest target there is.
@@ -92,6 +93,54 @@ fn the_target_that_was_said_is_the_one_that_is_kept_p40() {
         }
         let share = link.client.good_share(channel);
         assert!(link.submit(&share).is_empty());
+    }
+}
+
+/// Merkle paths over other selections and orders of a template's transactions.
+fn other_paths(template: &Template) -> Vec<Vec<[u8; 32]>> {
+    let txids: Vec<[u8; 32]> =
+        template.known_transactions().iter().map(|body| sha256d(body)).collect();
+    let (mut swapped, mut repeated) = (txids.clone(), txids.clone());
+    swapped.swap(0, 1);
+    repeated[2] = repeated[3];
+    let reversed: Vec<[u8; 32]> = txids.iter().rev().copied().collect();
+    let orders = [&swapped, &reversed, &repeated, &txids[1..], &txids[..5], &[]];
+    orders.into_iter().map(merkle_path).collect()
+}
+
+#[test]
+fn other_transactions_or_another_order_of_them_are_no_search_space_g19() {
+    let mut chain = Chain::new(HARD_NBITS);
+    chain.transactions = 6;
+    let active = chain.advance();
+    let template = active.job.template();
+    for kind in [Kind::Standard, Kind::Extended] {
+        let policy = Policy { floor: Difficulty::from_log2(-26), ..easy_policy() };
+        let mut link = Link::with(policy, 0, active.clone());
+        let channel = link.open_at_floor(kind);
+        let honest = link.client.work(channel).clone();
+        let device = link.client.device(channel);
+        let coinbase = active.job.numbered(JobId(honest.job)).coinbase();
+        // What a standard channel's root is made of it knows only if it knows the pool's coinbase.
+        let txid = sha256d(&[&coinbase.prefix, &device.prefix[..], &coinbase.suffix].concat());
+        for other in other_paths(template) {
+            assert_ne!(other, template.merkle_path);
+            let mut work = honest.clone();
+            match &mut work.body {
+                JobBody::Standard { merkle_root: root } => *root = merkle_root(txid, &other),
+                JobBody::Extended { path, .. } => *path = other,
+            }
+            // Good by its own path and, as one in 64 would be by luck, not by the template's.
+            let share = loop {
+                let share = link.client.good_share_on(channel, &work);
+                if !honest.target.is_met_by(&link.client.hash(&honest, &share)) {
+                    break share;
+                }
+            };
+            assert_eq!(refusal(&link.submit(&share), &share), "difficulty-too-low");
+        }
+        let share = link.client.good_share(channel);
+        assert!(link.submit(&share).is_empty(), "over the template's own it is one");
     }
 }
 
