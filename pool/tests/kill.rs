@@ -1,5 +1,5 @@
 //! The promise that an acknowledgement makes, against a real process: what a client was told Success for
-//! is in the store once, whenever SIGKILL comes.
+//! is in the store once, whenever SIGKILL comes. On SQLite and on PostgreSQL.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,17 +7,18 @@
     reason = "builders outside a #[test] fail it just as well"
 )]
 
+mod databases;
 mod session;
 
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use pool::store::Store;
+use databases::Database;
 use proto::mining::client::ChannelKind;
 use session::{PATIENCE, Session};
 use tokio::time::{sleep, timeout};
@@ -29,9 +30,23 @@ const MINERS: usize = 6;
 
 #[test]
 fn no_acknowledged_share_is_lost_and_none_counts_twice_by_twenty_kills() {
+    survives_kills(&block_on(Database::sqlite()));
+}
+
+#[test]
+fn no_acknowledged_share_is_lost_and_none_counts_twice_by_twenty_kills_on_postgresql() {
+    if !databases::postgres_is_wanted() {
+        return;
+    }
+    let database = block_on(Database::postgres());
+    survives_kills(&database);
+    block_on(database.end());
+}
+
+fn survives_kills(database: &Database) {
     let folder = tempfile::tempdir().unwrap();
     let listen = free_address();
-    let config = write_config(folder.path(), listen);
+    let config = write_config(folder.path(), &database.url, listen);
     let mut transcript = BTreeSet::new();
     for kill in 0..KILLS {
         let mut pool = start(&config);
@@ -53,18 +68,17 @@ fn no_acknowledged_share_is_lost_and_none_counts_twice_by_twenty_kills() {
             }
         }
     }
-    block_on(compare(folder.path(), transcript));
+    block_on(compare(database, transcript));
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
 }
 
-async fn compare(folder: &Path, transcript: BTreeSet<[u8; 32]>) {
+async fn compare(database: &Database, transcript: BTreeSet<[u8; 32]>) {
     assert!(transcript.len() > KILLS * MINERS, "too few acknowledgements to prove anything");
 
-    let url = format!("sqlite:{}", folder.join("data/pool.sqlite").display());
-    let store = Store::open(&url).await.unwrap();
+    let store = database.open().await;
     let mut stored = BTreeSet::new();
     let mut count = 0;
     for prev_hash in store.recent_prev_hashes(1_000).await.unwrap() {
@@ -76,6 +90,7 @@ async fn compare(folder: &Path, transcript: BTreeSet<[u8; 32]>) {
     let lost = transcript.difference(&stored).count();
     assert_eq!(lost, 0, "{lost} of {} acknowledged shares are not in the store", transcript.len());
     assert_eq!(store.totals().await.unwrap().shares, count, "the counters tell another story");
+    store.close().await;
 }
 
 /// Connects as soon as the pool listens and mines until the connection breaks. Gives what was
@@ -112,11 +127,11 @@ fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-fn write_config(folder: &Path, listen: SocketAddr) -> std::path::PathBuf {
+fn write_config(folder: &Path, store: &str, listen: SocketAddr) -> PathBuf {
     let config = folder.join("pool.toml");
     let data = folder.join("data");
     let text = format!(
-        "[pool]\ndata_dir = {data:?}\n[listen]\naddress = \"{listen}\"\n\
+        "[pool]\ndata_dir = {data:?}\n[store]\nurl = {store:?}\n[listen]\naddress = \"{listen}\"\n\
          [declare]\naddress = \"127.0.0.1:0\"\n\
          [node]\nkind = \"embedded\"\nnetwork = \"regtest\"\n\
          [difficulty]\nfloor_log2 = -24\nshares_per_minute = 600\n\

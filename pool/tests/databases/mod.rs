@@ -3,6 +3,8 @@
 //! may create databases), or one that is started here on a free loopback port and ends with the test
 //! process, however that ends.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
