@@ -113,7 +113,7 @@ async fn a_new_certificate_is_taken_up_and_open_sessions_go_on() {
     session.mine_acknowledged(1).await;
 
     let authority = keys::read_authority(&config.authority_file()).unwrap();
-    let ten_years = keys::make_identity(&authority, None, 3_650, session::unix_s()).unwrap();
+    let ten_years = keys::make_identity(&authority, None, session::unix_s(), 3_650).unwrap();
     keys::replace_identity(&config.identity_file(), &ten_years).unwrap();
     let hangup = Command::new("kill").args(["-HUP", &std::process::id().to_string()]).status();
     assert!(hangup.unwrap().success());
