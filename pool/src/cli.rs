@@ -191,7 +191,9 @@ fn execute(command: Command, starter: Starter, out: &mut dyn Write) -> anyhow::R
             block_on((starter.run)(config))?;
         }
         Command::Demo(arguments) => {
-            start_logging(LogFormat::Text, if arguments.verbose { "info" } else { "warn" })?;
+            // Two blocks in one moment are a warning on a real chain and nothing on this one.
+            let quiet = "warn,pool::block=error";
+            start_logging(LogFormat::Text, if arguments.verbose { "info" } else { quiet })?;
             block_on((starter.demo)(arguments.into()))?;
         }
         Command::Keys(command) => execute_keys(command, out)?,

@@ -4,7 +4,7 @@
 //!
 //! Must never touch a real network's coins: the chain is regtest, made and checked in this process.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::board::ConnectionSnapshot;
 use crate::cli::DemoOptions;
 use crate::config::{Config, NodeKind};
 use crate::cpu_miner::{self, CpuMinerOptions, MinerReport};
@@ -44,8 +45,8 @@ pub struct DemoResult {
 
 /// How often the screen is looked at anew.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How often the shares are summed up in a line.
-const SUM_EVERY: Duration = Duration::from_secs(2);
+/// How often shares and blocks are summed up in a line.
+const SUM_EVERY: Duration = Duration::from_secs(3);
 /// A block takes this long on average at the measured rate, of which a busy machine's miner reaches a
 /// third: none in ten seconds should then still be one run in some hundred.
 const BLOCK_S: f64 = 0.6;
@@ -73,10 +74,10 @@ pub async fn demo(options: DemoOptions, shutdown: CancellationToken) -> Result<D
     // The pool's own stop comes after the miner's, so that Ctrl-C ends both in order.
     let pool_stop = CancellationToken::new();
     let running = tokio::select! {
-        running = run::start(&config, &pool_stop) => running?,
+        running = run::start(&config, &pool_stop) => running.map_err(in_words_of_a_demo)?,
         () = shutdown.cancelled() => bail!("stopped before the pool was ready"),
     };
-    let screen = Screen { quiet: options.json, began };
+    let mut screen = Screen::new(io::stdout(), options.json, began);
     screen.welcome(&running, &options, &config);
 
     let before = running.store.totals().await.context("reading the store")?;
@@ -88,7 +89,7 @@ pub async fn demo(options: DemoOptions, shutdown: CancellationToken) -> Result<D
         tokio::spawn(cpu_miner::run(mining, Arc::clone(&report), miner_stop.clone()))
     });
     let shown = miner.is_some().then_some(&*report);
-    let seen = watch(&running, shown, &options, &screen, &shutdown).await;
+    let seen = watch(&running, shown, &options, &mut screen, &shutdown).await;
     miner_stop.cancel();
     if let Some(miner) = miner {
         miner.await.context("the built-in miner")??;
@@ -111,7 +112,7 @@ pub async fn demo(options: DemoOptions, shutdown: CancellationToken) -> Result<D
     };
     if options.json {
         let json = serde_json::to_string(&result).context("writing the result")?;
-        writeln!(std::io::stdout(), "{json}").context("writing the result")?;
+        writeln!(io::stdout(), "{json}").context("writing the result")?;
     } else {
         screen.farewell(&result);
     }
@@ -120,6 +121,15 @@ pub async fn demo(options: DemoOptions, shutdown: CancellationToken) -> Result<D
         bail!("no share or no block was accepted in the time given{why}");
     }
     Ok(result)
+}
+
+/// Addresses are a demo's options, not settings of a file.
+fn in_words_of_a_demo(error: anyhow::Error) -> anyhow::Error {
+    let taken = error.downcast_ref::<io::Error>().map(io::Error::kind);
+    match taken == Some(io::ErrorKind::AddrInUse) {
+        true => error.context("is another pool running? If so, see --listen and --http"),
+        false => error,
+    }
 }
 
 fn config_of(options: &DemoOptions, data_dir: PathBuf) -> Result<Config> {
@@ -181,36 +191,35 @@ async fn watch(
     running: &Running,
     report: Option<&MinerReport>,
     options: &DemoOptions,
-    screen: &Screen,
+    screen: &mut Screen<impl Write>,
     shutdown: &CancellationToken,
 ) -> Result<()> {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut known = running.store.totals().await?;
+    let before = running.store.totals().await?;
+    let mut known = before.clone();
     let mut summed_at = Instant::now();
     let mut told = running.store.blocks(BLOCKS_LOOKED_AT).await?;
-    let mut rejected = false;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             _ = look.tick() => {}
         }
+        screen.connections(&running.board.read().await?);
         let totals = running.store.totals().await?;
-        let first = known.shares == 0 && totals.shares > 0;
+        let first = known.shares == before.shares && totals.shares > before.shares;
         if first || (summed_at.elapsed() >= SUM_EVERY && totals.shares != known.shares) {
-            screen.shares(&known, &totals, summed_at.elapsed(), report);
+            screen.sums(&before, &known, &totals, summed_at.elapsed(), report);
             known = totals;
             summed_at = Instant::now();
         }
         let mut blocks = running.store.blocks(BLOCKS_LOOKED_AT).await?;
         blocks.retain(|block| block.state != BlockState::Found);
-        for block in
-            blocks.iter().rev().filter(|block| !told.iter().any(|old| old.hash == block.hash))
-        {
+        let is_new = |block: &&BlockRecord| !told.iter().any(|old| old.hash == block.hash);
+        for block in blocks.iter().rev().filter(is_new) {
             screen.block(block, running);
-            rejected |= block.state == BlockState::Rejected;
         }
-        if rejected {
+        if blocks.iter().filter(is_new).any(|block| block.state == BlockState::Rejected) {
             bail!("the development chain refused a block of ours: this is a bug, please report it");
         }
         told = blocks;
@@ -222,39 +231,77 @@ async fn watch(
 
 /// More than are found between two looks.
 const BLOCKS_LOOKED_AT: usize = 32;
+/// Lines between two showings of the four fields: with the fields themselves a terminal of 24 lines
+/// always has them.
+const FIELDS_EVERY_LINES: usize = 14;
+/// Workers whose first block is shown in full. Later blocks, and those of more workers, are counted.
+const FINDERS_SHOWN_MAX: usize = 16;
+/// Connections that one look shows; of a storm the rest passes in silence.
+const CONNECTIONS_SHOWN_MAX: usize = 4;
 
-/// What a person reads. Silent with `--json`.
-struct Screen {
+/// What a person reads: at most 80 columns, so that nothing wraps. Silent with `--json`.
+struct Screen<W> {
+    out: W,
     quiet: bool,
     began: Instant,
+    /// What a device needs, and a line that says so.
+    fields: Vec<String>,
+    /// Since the fields were last shown.
+    lines: usize,
+    /// Whose first block was shown.
+    finders: Vec<String>,
+    /// Connections that were shown, while they last.
+    connected: Vec<u64>,
 }
 
-impl Screen {
-    fn say(&self, line: &str) {
+impl<W: Write> Screen<W> {
+    fn new(out: W, quiet: bool, began: Instant) -> Self {
+        let (fields, finders, connected) = (Vec::new(), Vec::new(), Vec::new());
+        Self { out, quiet, began, fields, lines: 0, finders, connected }
+    }
+
+    fn say(&mut self, line: &str) {
         if !self.quiet {
             // Whoever read has gone (`| head`): the demo goes on without a reader.
-            let _ = writeln!(std::io::stdout(), "{line}");
+            let _ = writeln!(self.out, "{line}");
         }
     }
 
-    fn timed(&self, line: &str) {
+    /// Something happened: one line with its time, and what belongs to it.
+    fn event(&mut self, line: &str, details: &[String]) {
+        if self.lines + 1 + details.len() > FIELDS_EVERY_LINES {
+            self.show_fields();
+        }
+        self.lines += 1 + details.len();
         self.say(&format!("{:>6.1} s  {line}", self.began.elapsed().as_secs_f64()));
+        for detail in details {
+            self.say(&format!("    {detail}"));
+        }
     }
 
-    fn welcome(&self, running: &Running, options: &DemoOptions, config: &Config) {
+    fn show_fields(&mut self) {
+        self.lines = 0;
+        for line in self.fields.clone() {
+            self.say(&line);
+        }
+    }
+
+    fn welcome(&mut self, running: &Running, options: &DemoOptions, config: &Config) {
         let host = device_host(running.listen);
-        self.say(
-            "Smallholder demo: a whole pool on a development chain of its own. Nothing here is",
-        );
-        self.say("real money. Stop with Ctrl-C.");
+        self.fields = vec![
+            "Four fields for a Stratum V2 device (Bitaxe: AxeOS 2.14 or later):".to_owned(),
+            format!("    host            {host}"),
+            format!("    port            {}", running.listen.port()),
+            "    user            anything.device".to_owned(),
+            format!("    authority key   {}", running.authority),
+        ];
+        self.say("Smallholder demo: a whole pool on a development chain of its own.");
+        self.say("Nothing here is real money. Stop with Ctrl-C.");
         self.say("");
-        self.say(
-            "Point a Stratum V2 device (Bitaxe: AxeOS 2.14 or later) at it with these four fields:",
-        );
-        self.say(&format!("    host            {host}"));
-        self.say(&format!("    port            {}", running.listen.port()));
-        self.say("    user            anything.device");
-        self.say(&format!("    authority key   {}", running.authority));
+        self.show_fields();
+        if host.is_loopback() {
+            self.say("Other machines cannot reach that host: leave out --listen if one shall.");
+        }
         self.say("");
         self.say(&format!("API and metrics     http://{}/api/v1/pool  /metrics", running.http));
         self.say(&format!("data                {}", config.pool.data_dir.display()));
@@ -263,12 +310,40 @@ impl Screen {
             self.say("No built-in miner: waiting for a device.");
         }
         self.say("");
+        // What stands below the fields by now, at most.
+        self.lines = 7;
     }
 
-    fn shares(&self, before: &Totals, now: &Totals, over: Duration, report: Option<&MinerReport>) {
+    /// Says who came, once its first channel is open.
+    fn connections(&mut self, rows: &[Arc<ConnectionSnapshot>]) {
+        self.connected.retain(|id| rows.iter().any(|row| row.id == *id));
+        let is_new = |row: &&Arc<ConnectionSnapshot>| !self.connected.contains(&row.id);
+        let new: Vec<_> = rows.iter().filter(is_new).cloned().collect();
+        let mut shown = 0;
+        for row in new {
+            let Some(channel) = row.channels.first() else { continue };
+            self.connected.push(row.id);
+            shown += 1;
+            if shown <= CONNECTIONS_SHOWN_MAX {
+                let device = cut(&format!("{} {}", row.vendor, row.hardware), 20);
+                let user = cut(&name_of(&channel.account, &channel.worker), 32);
+                self.event(&format!("{device} mines as {user}"), &[]);
+            }
+        }
+    }
+
+    fn sums(
+        &mut self,
+        before: &Totals,
+        last: &Totals,
+        now: &Totals,
+        over: Duration,
+        report: Option<&MinerReport>,
+    ) {
         let shares = now.shares - before.shares;
+        let blocks = now.blocks_accepted - before.blocks_accepted;
         let rate = report.map_or_else(
-            || approximate(now.work - before.work) / over.as_secs_f64().max(0.25),
+            || approximate(now.work - last.work) / over.as_secs_f64().max(0.25),
             |report| report.status().hashes_per_s as f64,
         );
         // Nothing is known of the rate when the first share comes.
@@ -276,38 +351,30 @@ impl Screen {
             true => format!("; hash rate {}", rate_for_people(rate)),
             false => String::new(),
         };
-        self.timed(&format!("{shares:>4} shares acknowledged, {} in all{rate}", now.shares));
+        self.event(&format!("{shares} shares acknowledged, {blocks} blocks accepted{rate}"), &[]);
     }
 
-    fn block(&self, block: &BlockRecord, running: &Running) {
+    /// A worker's first block in full; later ones are summed up. A refused one always.
+    fn block(&mut self, block: &BlockRecord, running: &Running) {
+        let finder = name_of(&block.account, &block.worker);
+        let is_first = self.finders.len() < FINDERS_SHOWN_MAX && !self.finders.contains(&finder);
         let state = match block.state {
-            BlockState::Found => "found",
-            BlockState::Accepted => "found and accepted",
-            BlockState::Stale => "found, but another was first",
+            BlockState::Accepted | BlockState::Confirmed if is_first => "found and accepted",
             BlockState::Rejected => "found and REJECTED",
-            BlockState::Confirmed => "confirmed",
+            // Of two in one moment the chain takes one.
+            BlockState::Accepted
+            | BlockState::Confirmed
+            | BlockState::Found
+            | BlockState::Stale => return,
         };
-        self.timed(&format!("BLOCK {} {state}", block.height));
-        self.say(&format!("            hash      {}", hex_of(&block.hash)));
-        let Some(coinbase) = coinbase_of(block, running) else { return };
-        self.say(&format!("            coinbase  {}", coinbase.compute_txid()));
-        if let Some(input) = coinbase.input.first() {
-            let text: String = input
-                .script_sig
-                .as_bytes()
-                .iter()
-                .map(|byte| if byte.is_ascii_graphic() { char::from(*byte) } else { '.' })
-                .collect();
-            self.say(&format!("            scriptSig {text}"));
-        }
-        for output in coinbase.output.iter().filter(|output| output.value.to_sat() > 0) {
-            let to = Address::from_script(&output.script_pubkey, bitcoin::Network::Regtest)
-                .map_or_else(|_| output.script_pubkey.to_string(), |address| address.to_string());
-            self.say(&format!("            pays      {} sats to {to}", output.value.to_sat()));
-        }
+        let line = format!("BLOCK {} {state}, by {}", block.height, cut(&finder, 28));
+        let mut details = vec![format!("hash      {}", hex_of(&block.hash))];
+        details.extend(coinbase_of(block, running).iter().flat_map(coinbase_lines));
+        self.event(&line, &details);
+        self.finders.push(finder);
     }
 
-    fn farewell(&self, result: &DemoResult) {
+    fn farewell(&mut self, result: &DemoResult) {
         self.say("");
         self.say(&format!(
             "{} shares acknowledged, {} rejected; {} blocks found, {} accepted.",
@@ -317,6 +384,38 @@ impl Screen {
             result.blocks_accepted
         ));
     }
+}
+
+/// `account.worker`, as the device was told to say it.
+fn name_of(account: &str, worker: &str) -> String {
+    match worker {
+        "" => account.to_owned(),
+        worker => format!("{account}.{worker}"),
+    }
+}
+
+/// At most so many characters.
+fn cut(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+fn coinbase_lines(coinbase: &bitcoin::Transaction) -> Vec<String> {
+    let mut lines = vec![format!("coinbase  {}", coinbase.compute_txid())];
+    if let Some(input) = coinbase.input.first() {
+        let printable = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '.' };
+        let text: String = input.script_sig.as_bytes().iter().map(printable).collect();
+        lines.push(format!("scriptSig {}", cut(&text, 60)));
+    }
+    for output in coinbase.output.iter().filter(|output| output.value.to_sat() > 0) {
+        let to = Address::from_script(&output.script_pubkey, bitcoin::Network::Regtest)
+            .map_or_else(|_| output.script_pubkey.to_string(), |address| address.to_string());
+        lines.push(format!("pays      {} sats to", output.value.to_sat()));
+        lines.push(format!("          {}", cut(&to, 64)));
+    }
+    lines
 }
 
 /// The block's first transaction, from the file that was written before the node had it.
@@ -381,5 +480,71 @@ fn temporary_folder() -> Result<TemporaryFolder> {
 impl Drop for TemporaryFolder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_four_fields_stand_on_a_terminal_of_24_lines_at_any_time() {
+        let mut screen = Screen::new(Vec::new(), false, Instant::now());
+        screen.fields = ["fields:", "host", "port", "user", "key"].map(str::to_owned).into();
+        screen.show_fields();
+        for event in 0..200 {
+            let details = vec!["detail".to_owned(); [0, 0, 0, 5][event % 4]];
+            screen.event("event", &details);
+        }
+        let text = String::from_utf8(screen.out).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines.len() > 400);
+        for terminal in lines.windows(24) {
+            for field in ["host", "port", "user", "key"] {
+                assert!(terminal.contains(&field), "no {field} in {terminal:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_came_is_said_once_and_a_storm_in_few_lines() {
+        use crate::board::{ChannelKind, ChannelSnapshot};
+        let row = |id, channels: usize| {
+            let channel = ChannelSnapshot {
+                id: 2,
+                kind: ChannelKind::Extended,
+                account: "bc1q".into(),
+                worker: "garage".into(),
+                difficulty_log2: 8,
+                shares_accepted: 0,
+                shares_rejected: Default::default(),
+                work: String::new(),
+                last_share_at: None,
+                hash_rate: Default::default(),
+            };
+            Arc::new(ConnectionSnapshot {
+                id,
+                peer: SocketAddr::from(([10, 0, 0, 1], 1)),
+                vendor: "bitaxe".into(),
+                hardware: "BM1370".into(),
+                firmware: String::new(),
+                opened_at: 0,
+                channels: vec![channel; channels],
+                custom_jobs: None,
+            })
+        };
+        let mut screen = Screen::new(Vec::new(), false, Instant::now());
+        screen.connections(&[row(1, 0)]);
+        assert!(screen.out.is_empty(), "it has no channel yet");
+        screen.connections(&[row(1, 1)]);
+        screen.connections(&[row(1, 1)]);
+        let said = String::from_utf8(std::mem::take(&mut screen.out)).unwrap();
+        assert!(said.ends_with("s  bitaxe BM1370 mines as bc1q.garage\n"), "{said}");
+        assert_eq!(said.lines().count(), 1);
+        screen.connections(&(2..100).map(|id| row(id, 1)).collect::<Vec<_>>());
+        let said = String::from_utf8(std::mem::take(&mut screen.out)).unwrap();
+        assert_eq!(said.lines().count(), CONNECTIONS_SHOWN_MAX);
+        screen.connections(&[]);
+        assert!(screen.connected.is_empty(), "who left is forgotten");
     }
 }

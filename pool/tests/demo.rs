@@ -28,6 +28,7 @@ fn result(arguments: &[&str]) -> Value {
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
     assert!(!stderr.contains("rejects"), "{stderr}");
+    assert!(!stderr.contains("came second"), "{stderr}");
     assert_eq!(stdout.lines().count(), 1, "{stdout}");
     serde_json::from_str(&stdout).unwrap()
 }
@@ -58,10 +59,20 @@ fn a_person_sees_the_four_fields_a_share_and_a_block_with_its_coinbase() {
     {
         assert!(screen.contains(word), "no {word:?} in:\n{screen}");
     }
-    for word in ["found and accepted", "coinbase ", "scriptSig ", "/Smallholder/", "sats to bcrt1"]
-    {
+    for word in [
+        "mines as demo.cpu",
+        "found and accepted, by demo.cpu",
+        "coinbase ",
+        "scriptSig ",
+        "/Smallholder/",
+        "sats to",
+        "  bcrt1",
+    ] {
         assert!(screen.contains(word), "no {word:?} in:\n{screen}");
     }
+    assert_eq!(screen.matches("coinbase ").count(), 1, "later blocks are summed up:\n{screen}");
+    let widest = screen.lines().map(|line| line.chars().count()).max();
+    assert!(widest <= Some(80), "a line wraps on a terminal of 80 columns:\n{screen}");
 }
 
 #[test]
@@ -71,4 +82,16 @@ fn a_demo_that_nobody_mines_on_fails_when_its_time_is_up() {
     let result: Value = serde_json::from_str(&text(&output.stdout)).unwrap();
     assert_eq!(result["shares_acknowledged"], 0);
     assert_eq!(result["seconds_to_first_share"], Value::Null);
+}
+
+#[test]
+fn a_taken_port_is_told_with_the_option_to_change() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_pool"))
+        .args(["demo", "--for", "1s", "--listen", &taken.local_addr().unwrap().to_string()])
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("--listen") && stderr.contains("in use"), "{stderr}");
 }
