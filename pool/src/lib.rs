@@ -12,6 +12,7 @@ pub mod credit;
 pub mod custom;
 pub mod declarer;
 pub mod demo;
+pub mod handshakes;
 pub mod keys;
 pub mod library;
 pub mod limits;

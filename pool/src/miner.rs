@@ -18,21 +18,21 @@ use proto::message::{EXTENSION_WORKER_HASHRATE, Message, Received, SetupConnecti
 use proto::mining::server::{Effect, Input, Outbox, Policy, Server};
 use proto::mining::{ChannelId, Committed, Kind, Now};
 use proto::net::{Link, LinkError};
-use proto::noise::{EphemeralSecret, Identity};
+use proto::noise::Identity;
 use proto::share::Refusal;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot::{self, error::TryRecvError};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::{coop::consume_budget, yield_now};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use zeroize::Zeroizing;
 
 use crate::block::BlocksHandle;
 use crate::board::{BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot, RateMeter};
 use crate::credit::CreditHandle;
 use crate::custom::{CustomJobs, Judge, Verdict};
+use crate::handshakes::{Handshakes, Shaken};
 use crate::limits::{
     ACT_ONE_PAUSE, ACT_ONE_PAUSE_MAX, BOARD_EVERY_MS, CLOSE_WAIT, COMPLAIN_EVERY_MS,
     WRITE_STALL_MAX,
@@ -71,8 +71,8 @@ pub struct Shared {
     pub handshake_deadline: Duration,
     /// Until a connection must have opened a channel.
     pub first_channel: Duration,
-    /// Handshakes at once; each is a tenth of a millisecond of one core.
-    pub handshakes: Semaphore,
+    /// Who computes handshakes.
+    pub handshakes: Handshakes,
     /// How long a connection may take to say good-bye.
     pub drain: Duration,
     /// When the next complaint about clients may be written, mono ms.
@@ -222,18 +222,19 @@ pub(crate) type NotGreeted = (HandshakeFailure, Option<String>);
 
 /// Handshake and SetupConnection, held against `policy`. The caller has the deadline.
 pub(crate) async fn greet(
-    stream: TcpStream,
+    mut stream: TcpStream,
     policy: SetupPolicy,
     shared: &Shared,
 ) -> Result<Box<Greeting>, NotGreeted> {
     let identity = Arc::clone(&shared.identity.borrow());
     let fault = |why| move |error: LinkError| (why, Some(error.to_string()));
     await_act_one(&stream).await?;
-    let mut link = {
-        let _permit = shared.handshakes.acquire().await;
-        let secret = ephemeral().map_err(|error| (HandshakeFailure::Noise, Some(error)))?;
-        Link::accept(stream, &identity, secret).await.map_err(fault(HandshakeFailure::Noise))?
-    };
+    let act_one = Link::act_one(&mut stream).await.map_err(fault(HandshakeFailure::Noise))?;
+    let shaken = shared.handshakes.shake(act_one, identity).await;
+    let shaken = shaken.map_err(|error| (HandshakeFailure::Noise, Some(error.to_string())))?;
+    let Shaken { act_two, transport } = *shaken;
+    let link = Link::answer(stream, &act_two, transport).await;
+    let mut link = link.map_err(fault(HandshakeFailure::Noise))?;
     let mut machine = SetupMachine::new(policy);
     let mut frames = Vec::new();
     loop {
@@ -298,14 +299,6 @@ fn names_of(received: &Received<'_>) -> Option<(String, String, String)> {
     let Received::Known(Message::SetupConnection(setup), _) = received else { return None };
     let SetupConnection { vendor, hardware_version, firmware, .. } = setup;
     Some((vendor.printable(), hardware_version.printable(), firmware.printable()))
-}
-
-/// Fresh secrets for one handshake.
-fn ephemeral() -> Result<EphemeralSecret, String> {
-    let (mut secret, mut encoding) = (Zeroizing::new([0; 32]), [0; 32]);
-    getrandom::fill(&mut *secret).map_err(|error| error.to_string())?;
-    getrandom::fill(&mut encoding).map_err(|error| error.to_string())?;
-    EphemeralSecret::new(*secret, encoding).map_err(|error| error.to_string())
 }
 
 /// A session.
@@ -815,6 +808,7 @@ fn kind_name(kind: Kind) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::handshakes::ephemeral;
     use proto::noise::AuthoritySecretKey;
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;

@@ -26,7 +26,7 @@ use proto::mining::server::Policy;
 use proto::noise::{AuthorityPublicKey, Identity};
 use proto::target::Difficulty;
 use tokio::net::TcpSocket;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -40,11 +40,12 @@ use crate::config::{Config, NodeKind, NodeLogin};
 use crate::credit::{Credit, GaveUp};
 use crate::custom::Judge;
 use crate::declarer::Declarers;
+use crate::handshakes::Handshakes;
 use crate::keys::{IdentityWatch, KeyFiles};
 use crate::library;
 use crate::limits::{
-    CLOSE_WAIT, FILES_RESERVED, HANDSHAKES_AT_ONCE, LISTEN_BACKLOG, NODE_RETRY_FIRST,
-    NODE_RETRY_MAX, NODE_WAIT_SAID_EVERY,
+    CLOSE_WAIT, FILES_RESERVED, LISTEN_BACKLOG, NODE_RETRY_FIRST, NODE_RETRY_MAX,
+    NODE_WAIT_SAID_EVERY,
 };
 use crate::listener::{self, Guests, Room};
 use crate::metrics::Metrics;
@@ -248,7 +249,7 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         metrics: Arc::clone(&metrics),
         handshake_deadline: Duration::from_secs(config.listen.handshake_deadline_s.into()),
         first_channel: Duration::from_secs(config.listen.first_channel_s.into()),
-        handshakes: Semaphore::new(HANDSHAKES_AT_ONCE),
+        handshakes: Handshakes::start().context("threads for handshakes")?,
         drain: Duration::from_secs(config.pool.drain_s.into()),
         complain_at_ms: AtomicU64::new(0),
         clock,

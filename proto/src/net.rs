@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use crate::connection::{Connection, Violation};
 use crate::limits::{ACT_ONE_LEN, ACT_TWO_LEN, CLOSING_READ_MAX, READ_MAX};
 use crate::noise::{
-    AuthorityPublicKey, EphemeralSecret, Identity, Initiator, NoiseError, Responder,
+    AuthorityPublicKey, EphemeralSecret, Identity, Initiator, NoiseError, Responder, Transport,
 };
 
 /// A link that is of no more use.
@@ -50,11 +50,26 @@ impl Link {
         identity: &Identity,
         ephemeral: EphemeralSecret,
     ) -> Result<Self, LinkError> {
+        let act_one = Self::act_one(&mut stream).await?;
+        let (act_two, transport) = Responder::new(identity, ephemeral).step(&act_one)?;
+        Self::answer(stream, &act_two, transport).await
+    }
+
+    /// The first half of `accept`, for a server that computes `Responder::step` somewhere else.
+    pub async fn act_one(stream: &mut TcpStream) -> Result<[u8; ACT_ONE_LEN], LinkError> {
         stream.set_nodelay(true)?;
         let mut act_one = [0; ACT_ONE_LEN];
         stream.read_exact(&mut act_one).await?;
-        let (act_two, transport) = Responder::new(identity, ephemeral).step(&act_one)?;
-        stream.write_all(&act_two).await?;
+        Ok(act_one)
+    }
+
+    /// The second half: what `Responder::step` gave.
+    pub async fn answer(
+        mut stream: TcpStream,
+        act_two: &[u8; ACT_TWO_LEN],
+        transport: Transport,
+    ) -> Result<Self, LinkError> {
+        stream.write_all(act_two).await?;
         Ok(Self { stream, connection: Connection::new(transport) })
     }
 
