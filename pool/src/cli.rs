@@ -18,6 +18,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::keys::{self, KeyFiles};
+use crate::limits::TURNS_PER_LOOK;
 
 /// A Stratum V2 mining pool.
 #[derive(Debug, Parser)]
@@ -225,7 +226,8 @@ impl From<DemoArguments> for DemoOptions {
 }
 
 fn block_on(running: Running) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.enable_all().event_interval(TURNS_PER_LOOK).build()?;
     runtime.block_on(running)
 }
 

@@ -58,6 +58,9 @@ pub const HANDSHAKE_THREADS_MAX: usize = 8;
 /// Their niceness: where a share and a handshake want the same core the handshake has a tenth of it, in
 /// which a core still does some 300 a second.
 pub const HANDSHAKE_NICE: i32 = 10;
+/// A worker looks for new bytes and due timers after so many turns of tasks. Tokio's own 61 turns of a flood,
+/// a millisecond each, were two commits' time; one look costs a microsecond.
+pub const TURNS_PER_LOOK: u32 = 8;
 /// Between looks at a client that has sent a part of its first 64 bytes, doubled each time ...
 pub const ACT_ONE_PAUSE: Duration = Duration::from_millis(20);
 /// ... up to this: ten thousand that trickle are looked at as often as one flood of shares is read.
