@@ -19,6 +19,7 @@ pub mod limits;
 pub mod listener;
 pub mod metrics;
 pub mod miner;
+pub mod pace;
 pub mod places;
 pub mod run;
 pub mod store;

@@ -58,6 +58,14 @@ pub const HANDSHAKE_THREADS_MAX: usize = 8;
 /// Their niceness: where a share and a handshake want the same core the handshake has a tenth of it, in
 /// which a core still does some 300 a second.
 pub const HANDSHAKE_NICE: i32 = 10;
+/// What is worth nothing (a refused share, a message that is no share) is served to one household at one in
+/// so many microseconds, 2,000 a second: a farm of 2,000 devices, all of them late, sends 400 a second,
+/// and a flood from one address costs a hundredth of a core ...
+pub const WORTHLESS_EVERY_US: u64 = 500;
+/// ... beyond so many at once: a proxy that opens its thousand channels, and one that changes them all.
+pub const WORTHLESS_BURST: u32 = 4_096;
+/// How often households that owe nothing are forgotten.
+pub const WORTHLESS_SWEEP_MS: u64 = 1_000;
 /// A worker looks for new bytes and due timers after so many turns of tasks. Tokio's own 61 turns of a flood,
 /// a millisecond each, were two commits' time; one look costs a microsecond.
 pub const TURNS_PER_LOOK: u32 = 8;
@@ -227,6 +235,7 @@ pub const TAG_MAX: usize = 40;
 /// Shares of the built-in miner that wait to be sent. A full queue stops its threads, never its link.
 pub const CPU_MINER_FOUND_MAX: usize = 64;
 
+const _: () = assert!(WORTHLESS_BURST as usize > 2 * proto::limits::CHANNELS_PER_CONNECTION_MAX);
 const _: () = assert!(CREDIT_COMMIT_BATCHES_MAX <= CREDIT_QUEUE_MAX);
 const _: () = assert!(SQLITE_ROWS_MAX * 12 <= 32_766);
 const _: () = assert!(STORE_PAGES_MAX < SQLITE_READERS_MAX as usize);

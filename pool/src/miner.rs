@@ -39,6 +39,7 @@ use crate::limits::{
 };
 use crate::listener::household;
 use crate::metrics::{HandshakeFailure, Metrics};
+use crate::pace::Pace;
 use crate::places::{Held, NoPlace, Places};
 use crate::store::Route;
 use crate::templates::Published;
@@ -61,6 +62,8 @@ pub struct Shared {
     pub credit: CreditHandle,
     /// How many channels there may be.
     pub places: Arc<Places>,
+    /// How fast what is worth nothing is served.
+    pub pace: Pace,
     /// Where blocks go.
     pub blocks: BlocksHandle,
     /// Where the API reads.
@@ -325,6 +328,10 @@ struct Miner {
     /// By open channel, ids ascending.
     meters: Vec<(ChannelId, Meter)>,
     opened_any: bool,
+    /// Refused shares and messages that are no shares, since they were last charged.
+    worthless: u32,
+    /// The socket is left alone until then, mono ms.
+    reads_from_ms: u64,
     /// As last shown, H/s.
     hash_rate: f64,
     shown_ms: u64,
@@ -381,6 +388,8 @@ impl Miner {
             committed: VecDeque::new(),
             meters: Vec::new(),
             opened_any: false,
+            worthless: 0,
+            reads_from_ms: 0,
             hash_rate: 0.0,
             shown_ms: 0,
             opened_ms: now.mono_ms,
@@ -408,6 +417,7 @@ impl Miner {
         }
         self.apply(event)?;
         self.carry_out().await?;
+        self.pay();
         self.flush().await?;
         if is_template {
             self.say_owed_jobs().await?;
@@ -430,13 +440,25 @@ impl Miner {
         self.flush().await
     }
 
+    /// What was worth nothing is charged to the household; the socket is left alone until it is paid.
+    fn pay(&mut self) {
+        let worthless = std::mem::take(&mut self.worthless);
+        if worthless > 0 {
+            let now = self.shared.clock.now().mono_ms;
+            let household = household(self.peer.ip());
+            self.reads_from_ms = self.shared.pace.charge(household, worthless, now);
+        }
+    }
+
     /// Only waits. Whatever it was waiting for and did not return is still there the next time.
     async fn next(&mut self) -> Result<Event, End> {
         let due = self.server.deadline_ms().min(self.shown_ms.saturating_add(BOARD_EVERY_MS));
-        let due = self.shared.clock.instant(due);
         // At the bound of open batches the socket is left alone: the store slows the miner, never
         // fills our memory.
-        let reads = self.server.takes_more();
+        let pauses = self.reads_from_ms > self.shared.clock.now().mono_ms;
+        let reads = self.server.takes_more() && !pauses;
+        let due = if pauses { due.min(self.reads_from_ms) } else { due };
+        let due = self.shared.clock.instant(due);
         tokio::select! {
             biased;
             () = self.shared.shutdown.cancelled() => Err(End::Stopping),
@@ -522,6 +544,7 @@ impl Miner {
             let Some(frame) = inbound.next_frame()? else { return Ok(true) };
             match self.machine.receive(frame.message()?, &mut self.out.frames)? {
                 SetupStep::Pass(Received::Known(message, tlvs)) => {
+                    self.worthless += u32::from(!is_share(&message));
                     // A place is taken before an open and given back if nothing came of it.
                     let no_place = if opens(&message) { self.places.take().err() } else { None };
                     self.server.set_channels_max(self.places.count());
@@ -609,6 +632,7 @@ impl Miner {
                 debug!(connection = self.id, channel = channel.0, shares, waited, "acknowledged");
             }
             Effect::Refused { channel, refusal } => {
+                self.worthless += 1;
                 metrics.share_rejected(refusal.code());
                 debug!(connection = self.id, channel = channel.0, why = refusal.code(), "refused");
             }
@@ -796,6 +820,10 @@ async fn flush(link: &mut Link, stall_max: Duration) -> Result<(), End> {
 
 fn opens(message: &Message<'_>) -> bool {
     matches!(message, Message::OpenStandardMiningChannel(_) | Message::OpenExtendedMiningChannel(_))
+}
+
+fn is_share(message: &Message<'_>) -> bool {
+    matches!(message, Message::SubmitSharesStandard(_) | Message::SubmitSharesExtended(_))
 }
 
 fn kind_name(kind: Kind) -> &'static str {

@@ -50,6 +50,7 @@ use crate::limits::{
 use crate::listener::{self, Guests, Room};
 use crate::metrics::Metrics;
 use crate::miner::{Clock, Shared, unix_s};
+use crate::pace::Pace;
 use crate::places::{ChannelRoom, Places};
 use crate::store::Store;
 use crate::templates::{Published, Templates};
@@ -249,6 +250,7 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         metrics: Arc::clone(&metrics),
         handshake_deadline: Duration::from_secs(config.listen.handshake_deadline_s.into()),
         first_channel: Duration::from_secs(config.listen.first_channel_s.into()),
+        pace: Pace::default(),
         handshakes: Handshakes::start().context("threads for handshakes")?,
         drain: Duration::from_secs(config.pool.drain_s.into()),
         complain_at_ms: AtomicU64::new(0),

@@ -12,8 +12,10 @@ mod session;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pool::config::{Config, NodeKind};
+use pool::limits::{WORTHLESS_BURST, WORTHLESS_EVERY_US};
 use pool::run::{self, Running};
 use proto::message::{
     CloseChannel, FrameHeader, Message, NewMiningJob, OpenExtendedMiningChannel,
@@ -510,38 +512,57 @@ fn the_pool_has_its_places_and_one_more_is_told_no_until_a_connection_ends() {
     });
 }
 
+/// Shares of a job that there is not; returns when each is answered.
+async fn flood(session: &mut Session, shares: u32) {
+    let work = session.client.work().unwrap();
+    let mut frames = Vec::new();
+    for sequence_number in 0..shares {
+        Message::from(SubmitSharesExtended {
+            channel_id: work.channel.0,
+            sequence_number,
+            job_id: 0xdead,
+            nonce: 0,
+            ntime: work.min_ntime,
+            version: work.version,
+            extranonce: B032::new(&[0; 16]).unwrap(),
+        })
+        .encode(&mut frames);
+    }
+    session.send(&frames).await.unwrap();
+    // Read without the client's machine, which knows nothing of these shares.
+    let mut refused = 0;
+    while refused < shares {
+        session.link.fill().await.unwrap();
+        while let Some(frame) = session.link.connection().inbound.next_frame().unwrap() {
+            if let Received::Known(Message::SubmitSharesError(error), _) = frame.message().unwrap()
+            {
+                assert_eq!(error.error_code.printable(), "invalid-job-id");
+                refused += 1;
+            }
+        }
+    }
+}
+
 #[test]
 fn a_flood_of_worthless_shares_is_answered_one_by_one() {
     beside_an_honest_miner(|at| async move {
         let mut session = Session::open(at, EXTENDED, "flood").await.unwrap();
-        let work = session.client.work().unwrap();
-        let mut frames = Vec::new();
-        for sequence_number in 0..2_000 {
-            Message::from(SubmitSharesExtended {
-                channel_id: work.channel.0,
-                sequence_number,
-                job_id: 0xdead,
-                nonce: 0,
-                ntime: work.min_ntime,
-                version: work.version,
-                extranonce: B032::new(&[0; 16]).unwrap(),
-            })
-            .encode(&mut frames);
-        }
-        session.send(&frames).await.unwrap();
-        // Read without the client's machine, which knows nothing of these shares.
-        let mut refused = 0;
-        while refused < 2_000 {
-            session.link.fill().await.unwrap();
-            while let Some(frame) = session.link.connection().inbound.next_frame().unwrap() {
-                if let Received::Known(Message::SubmitSharesError(error), _) =
-                    frame.message().unwrap()
-                {
-                    assert_eq!(error.error_code.printable(), "invalid-job-id");
-                    refused += 1;
-                }
-            }
-        }
+        flood(&mut session, 2_000).await;
+        session.mine_acknowledged(1).await;
+    });
+}
+
+#[test]
+fn a_flood_beyond_the_burst_that_is_free_is_answered_no_faster_than_its_pace() {
+    beside_an_honest_miner(|at| async move {
+        let mut session = Session::open(at, EXTENDED, "flood").await.unwrap();
+        let began = std::time::Instant::now();
+        flood(&mut session, WORTHLESS_BURST).await;
+        // What one read brings is answered at once: some two hundred of these.
+        let beyond = 1_000;
+        flood(&mut session, beyond).await;
+        let pace = Duration::from_micros(u64::from(beyond - 500) * WORTHLESS_EVERY_US);
+        assert!(began.elapsed() >= pace, "{:?} is less than {pace:?}", began.elapsed());
         session.mine_acknowledged(1).await;
     });
 }
