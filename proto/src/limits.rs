@@ -77,6 +77,9 @@ pub const PAST_JOBS_MAX: usize = 16;
 /// Tips before the present one whose jobs a connection still knows: to say `stale-share` and not
 /// `invalid-job-id`, and to see a block that was found a moment too late and may yet win its race.
 pub const STALE_TIPS_MAX: usize = 2;
+/// Jobs of such a tip: those that a device may still have been hashing when it ended. A connection that is
+/// sent a job every half minute would otherwise keep three tips' worth, a kilobyte more.
+pub const STALE_JOBS_MAX: usize = 4;
 /// Submitted shares that are judged at once: four times what the widest kernel takes. More of one read
 /// are judged in turns.
 pub const SHARES_AT_ONCE_MAX: usize = 64;
@@ -233,6 +236,7 @@ const _: () = assert!(ACT_TWO_LEN == 64 + (64 + MAC_LEN) + (CERTIFICATE_LEN + MA
 const _: () = assert!(EXTRANONCE_LEN <= 32);
 const _: () = assert!((CREDIT_BATCH_WAITING_MAX as u128) << DIFFICULTY_LOG2_MAX < u64::MAX as u128);
 const _: () = assert!(EXTRANONCE_LEN + 1 < SCRIPT_SIG_MAX);
+const _: () = assert!(STALE_JOBS_MAX <= PAST_JOBS_MAX);
 const _: () = assert!(CREDIT_BATCH_MAX <= CREDIT_BATCH_WAITING_MAX);
 const _: () = assert!(MINING_SERVER_PAYLOAD_MAX <= FRAME_PAYLOAD_MAX);
 const _: () = assert!(SETUP_PAYLOAD_MAX <= MINING_CLIENT_PAYLOAD_MAX);

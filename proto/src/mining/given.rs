@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use crate::job::{Job, JobId};
-use crate::limits::{PAST_JOBS_MAX, STALE_TIPS_MAX};
+use crate::limits::{PAST_JOBS_MAX, STALE_JOBS_MAX, STALE_TIPS_MAX};
 use crate::target::Target;
 use crate::template::PrevHash;
 
@@ -52,6 +52,15 @@ pub(super) struct Found<'a> {
     pub(super) turn: u32,
 }
 
+impl Tip {
+    fn keep_newest(&mut self, count: usize) {
+        let surplus = self.jobs.len().saturating_sub(count);
+        self.jobs.drain(..surplus);
+        self.first_turn = self.first_turn.wrapping_add(surplus as u32);
+        self.jobs.shrink_to_fit();
+    }
+}
+
 impl GivenJobs {
     pub(super) fn on(prev: PrevHash) -> Self {
         let mut jobs = Self { tips: VecDeque::with_capacity(STALE_TIPS_MAX + 1) };
@@ -64,9 +73,12 @@ impl GivenJobs {
         self.tips.push_back(Tip { serial, prev, network_target, jobs: Vec::new(), first_turn });
     }
 
-    /// Every job so far is stale from now on.
+    /// Every job so far is stale from now on, and of the tip that ends only its newest are kept.
     pub(super) fn move_to(&mut self, prev: PrevHash) {
         let (serial, turn) = (self.tip().serial.wrapping_add(1), self.next_turn());
+        if let Some(ended) = self.tips.back_mut() {
+            ended.keep_newest(STALE_JOBS_MAX);
+        }
         if self.tips.len() > STALE_TIPS_MAX {
             self.tips.pop_front();
         }

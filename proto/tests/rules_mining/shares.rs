@@ -9,7 +9,8 @@ use proto::extranonce::ExtranoncePrefix;
 use proto::job::JobId;
 use proto::limits::{
     EARLY_SHARE_WAIT_MS, EARLY_SHARES_MAX, EXTRANONCE_ROLLABLE_LEN, NTIME_AHEAD_MAX_S,
-    NTIME_SLACK_S, PAST_JOBS_MAX, REFUSED_IN_A_ROW_MAX, VARDIFF_CHECK_MS, VERSION_ROLLING_MASK,
+    NTIME_SLACK_S, PAST_JOBS_MAX, REFUSED_IN_A_ROW_MAX, STALE_JOBS_MAX, VARDIFF_CHECK_MS,
+    VERSION_ROLLING_MASK,
 };
 use proto::message::{SubmitSharesExtended, Tlvs};
 use proto::mining::Kind;
@@ -330,6 +331,24 @@ fn the_newest_jobs_of_a_tip_are_good_and_one_older_is_unknown_p47() {
     assert!(link.submit(&oldest).is_empty());
     link.template(chain.fuller());
     assert_eq!(refusal(&link.submit(&oldest), &oldest), "invalid-job-id");
+}
+
+#[test]
+fn the_newest_jobs_of_a_tip_that_ended_are_stale_and_one_older_is_unknown() {
+    let mut chain = Chain::new(HARD_NBITS);
+    let mut link = Link::new(&chain);
+    let channel = link.open_at_floor(Kind::Extended);
+    // The job that the channel was opened with is its own; these are everybody's.
+    link.template(chain.fuller());
+    let too_old = link.client.good_share(channel);
+    link.template(chain.fuller());
+    let oldest = link.client.good_share(channel);
+    for _ in 1..STALE_JOBS_MAX {
+        link.template(chain.fuller());
+    }
+    link.template(chain.reorganise());
+    assert_eq!(refusal(&link.submit(&too_old), &too_old), "invalid-job-id");
+    assert_eq!(refusal(&link.submit(&oldest), &oldest), "stale-share");
 }
 
 #[test]
