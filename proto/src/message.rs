@@ -96,6 +96,10 @@ macro_rules! messages {
                 // place and moves them on from there, which takes longer than reading them.
                 #[inline(never)]
                 fn receive(payload: &'a [u8]) -> Result<Received<'a>, WireError> {
+                    // Looked at once here, and not again at each field that is always so long.
+                    if payload.len() < const { 0 $( + <$type as Field<'a>>::LEN_MIN )* } {
+                        return Err(WireError::Truncated);
+                    }
                     let mut reader = Reader::new(payload);
                     let message = Self { $( $field: Field::read(&mut reader)?, )* };
                     Ok(Received::Known(Message::$name(message), Tlvs { bytes: reader.rest() }))

@@ -76,6 +76,8 @@ impl<'a> Reader<'a> {
 
 /// One data type of chapter 3.1: how it is read and how it is written.
 pub trait Field<'a>: Sized {
+    /// What the shortest value takes: a message's fields are held against the payload at once.
+    const LEN_MIN: usize;
     /// Takes the field off the front of `reader`.
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError>;
     /// Appends the field to `out`.
@@ -85,6 +87,7 @@ pub trait Field<'a>: Sized {
 macro_rules! integers {
     ($($int:ty),*) => {$(
         impl<'a> Field<'a> for $int {
+            const LEN_MIN: usize = size_of::<$int>();
             #[inline]
             fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
                 Ok(<$int>::from_le_bytes(*reader.array()?))
@@ -101,6 +104,7 @@ macro_rules! integers {
 integers!(u8, u16, u32, u64, f32);
 
 impl<'a> Field<'a> for bool {
+    const LEN_MIN: usize = 1;
     /// Bit 0 counts, bits 1 to 7 are ignored (rule G6).
     #[inline]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
@@ -114,6 +118,7 @@ impl<'a> Field<'a> for bool {
 
 /// U256, PUBKEY: 32 raw bytes, little-endian where they are a number.
 impl<'a> Field<'a> for [u8; 32] {
+    const LEN_MIN: usize = 32;
     #[inline]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         Ok(*reader.array()?)
@@ -125,6 +130,7 @@ impl<'a> Field<'a> for [u8; 32] {
 }
 
 impl<'a> Field<'a> for Option<u32> {
+    const LEN_MIN: usize = 1;
     #[inline]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         match u8::read(reader)? {
@@ -192,6 +198,7 @@ impl std::fmt::Debug for B032 {
 }
 
 impl<'a> Field<'a> for B032 {
+    const LEN_MIN: usize = 1;
     // Kept in registers: through memory a share would wait for bytes written a moment ago.
     #[inline(always)]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
@@ -248,6 +255,7 @@ macro_rules! byte_strings {
         }
 
         impl<'a> Field<'a> for $name<'a> {
+            const LEN_MIN: usize = $len_bytes;
             #[inline]
             fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
                 let mut len = [0; 4];
@@ -314,6 +322,7 @@ impl<'a> Seq0255U256<'a> {
 }
 
 impl<'a> Field<'a> for Seq0255U256<'a> {
+    const LEN_MIN: usize = 1;
     #[inline]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         let count = usize::from(u8::read(reader)?);
@@ -368,6 +377,7 @@ impl<'a> Seq064KU32<'a> {
 }
 
 impl<'a, const N: usize> Field<'a> for Seq064K<'a, N> {
+    const LEN_MIN: usize = 2;
     #[inline]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         let count = usize::from(u16::read(reader)?);
@@ -423,6 +433,7 @@ impl<'a> TransactionList<'a> {
 }
 
 impl<'a> Field<'a> for TransactionList<'a> {
+    const LEN_MIN: usize = 2;
     #[inline]
     fn read(reader: &mut Reader<'a>) -> Result<Self, WireError> {
         let count = u16::read(reader)?;
@@ -448,6 +459,30 @@ mod tests {
         let mut out = Vec::new();
         field.write(&mut out);
         out
+    }
+
+    #[test]
+    fn the_shortest_value_of_each_type_takes_what_is_said_of_it() {
+        fn check<'a, F: Field<'a>>(shortest: F) {
+            let bytes = written(shortest);
+            assert_eq!(bytes.len(), F::LEN_MIN);
+        }
+        check(0u8);
+        check(0u16);
+        check(0u32);
+        check(0u64);
+        check(0f32);
+        check(false);
+        check([0; 32]);
+        check(None::<u32>);
+        check(B032::default());
+        check(Str0255::default());
+        check(B0255::default());
+        check(B064K::default());
+        check(B016M::default());
+        check(Seq0255U256::default());
+        check(Seq064KU16::default());
+        check(TransactionList::default());
     }
 
     #[test]
