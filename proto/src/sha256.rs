@@ -79,16 +79,17 @@ impl Kernel {
     #[must_use]
     pub fn for_next_of(count: usize) -> (Self, usize) {
         let has_sha = Self::ShaNi.is_available();
+        if has_sha && count == 1 {
+            return (Self::ShaNi, 1);
+        }
         let (avx512_from, avx2_from) =
             if has_sha { (AVX512_FROM_WITH_SHA, usize::MAX) } else { (AVX512_FROM, AVX2_FROM) };
         if count >= avx512_from && Self::Avx512.is_available() {
             (Self::Avx512, count.min(Self::Avx512.lanes()))
         } else if count >= avx2_from && Self::Avx2.is_available() {
             (Self::Avx2, count.min(Self::Avx2.lanes()))
-        } else if has_sha && count > 1 {
-            (Self::ShaNiPair, count & !1)
         } else if has_sha {
-            (Self::ShaNi, count)
+            (Self::ShaNiPair, count & !1)
         } else {
             (Self::Portable, count)
         }

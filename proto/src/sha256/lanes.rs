@@ -57,20 +57,27 @@ pub(super) trait Lanes<const N: usize>: Copy {
         self.compress_half(initial, node, &AFTER_DIGEST, into);
     }
 
-    /// SHA256d of each lane's header: its first 64 bytes, then the end as a left half.
-    fn header_hash(
-        self,
-        initial: &Self::Words,
-        left: &Self::Words,
-        right: &Self::Words,
-        end: &Self::Words,
-        into: &mut Self::Words,
-    ) {
-        let mut inner = *initial;
-        self.compress(initial, left, right, into);
-        self.compress_half(into, end, &AFTER_HEADER, &mut inner);
-        self.compress_half(initial, &inner, &AFTER_DIGEST, into);
+    /// SHA256d of each lane's header.
+    fn header_hashes(self, headers: &[&[u8; 80]; N]) -> [[u8; 32]; N] {
+        let initial = self.splat(&INITIAL);
+        let (mut inner, mut hash) = (initial, initial);
+        let ends = headers.map(after_first_block);
+        let left = self.gather::<80, 0>(headers);
+        let right = self.gather::<80, 32>(headers);
+        let end = self.gather::<32, 0>(&ends.each_ref());
+        self.compress(&initial, &left, &right, &mut hash);
+        self.compress_half(&hash, &end, &AFTER_HEADER, &mut inner);
+        self.compress_half(&initial, &inner, &AFTER_DIGEST, &mut hash);
+        self.scatter(&hash)
     }
+}
+
+/// A header's last 16 bytes with what follows them: the end bit and zeros.
+pub(super) fn after_first_block(header: &[u8; 80]) -> [u8; 32] {
+    let mut end = [0; 32];
+    end[..16].copy_from_slice(&header[64..]);
+    end[16] = 0x80;
+    end
 }
 
 pub(super) fn roots<const N: usize, L: Lanes<N>>(
@@ -122,21 +129,9 @@ pub(super) fn header_hashes<const N: usize, L: Lanes<N>>(
     headers: &[[u8; 80]],
     hashes: &mut [[u8; 32]],
 ) {
-    let initial = lanes.splat(&INITIAL);
-    let mut hash = initial;
-    // What a header's last 16 bytes are followed by: the end bit and zeros.
-    let mut ends = [[0; 32]; N];
-    ends.iter_mut().for_each(|end| end[16] = 0x80);
     for (headers, hashes) in headers.chunks(N).zip(hashes.chunks_mut(N)) {
         let rows: [_; N] = array::from_fn(|lane| headers.get(lane).unwrap_or(&headers[0]));
-        for (end, header) in ends.iter_mut().zip(rows) {
-            end[..16].copy_from_slice(&header[64..]);
-        }
-        let left = lanes.gather::<80, 0>(&rows);
-        let right = lanes.gather::<80, 32>(&rows);
-        let end = lanes.gather::<32, 0>(&ends.each_ref());
-        lanes.header_hash(&initial, &left, &right, &end, &mut hash);
-        for (hash, lane) in hashes.iter_mut().zip(lanes.scatter(&hash)) {
+        for (hash, lane) in hashes.iter_mut().zip(lanes.header_hashes(&rows)) {
             *hash = lane;
         }
     }

@@ -4,8 +4,8 @@
 
 #![expect(unsafe_code, reason = "vector loads and stores, and calls that need a CPU feature")]
 
-use super::lanes::Lanes;
-use super::{AFTER_DIGEST, AFTER_HEADER, AFTER_NODE, K, RightHalf, Schedule};
+use super::lanes::{Lanes, after_first_block};
+use super::{AFTER_DIGEST, AFTER_HEADER, AFTER_NODE, INITIAL, K, RightHalf, Schedule};
 
 pub(super) use avx2::Avx2;
 pub(super) use avx512::Avx512;
@@ -649,7 +649,10 @@ mod sha_ni {
         _mm_shuffle_epi32, _mm_storeu_si128,
     };
 
-    use super::{AFTER_DIGEST, AFTER_HEADER, AFTER_NODE, K, Lanes, RightHalf, Schedule, piece};
+    use super::{
+        AFTER_DIGEST, AFTER_HEADER, AFTER_NODE, INITIAL, K, Lanes, RightHalf, Schedule,
+        after_first_block, piece,
+    };
 
     /// Four words.
     type V = __m128i;
@@ -672,16 +675,9 @@ mod sha_ni {
             // SAFETY: as above.
             *into = unsafe { parent(initial, node, sibling) };
         },
-        fn header_hash(
-            self,
-            initial: &Lines<N>,
-            left: &Lines<N>,
-            right: &Lines<N>,
-            end: &Lines<N>,
-            into: &mut Lines<N>,
-        ) {
+        fn header_hashes(self, headers: &[&[u8; 80]; N]) -> [[u8; 32]; N] {
             // SAFETY: as above.
-            *into = unsafe { header_hash(initial, left, right, end) };
+            unsafe { header_hashes(headers) }
         }
     );
 
@@ -762,16 +758,14 @@ mod sha_ni {
     }
 
     #[target_feature(enable = "sha,sse4.1,ssse3")]
-    fn header_hash<const N: usize>(
-        initial: &Lines<N>,
-        left: &Lines<N>,
-        right: &Lines<N>,
-        end: &Lines<N>,
-    ) -> Lines<N> {
-        let initial = to_state(initial);
-        let first = compressed(initial, left, right);
-        let inner = to_words(half_compressed(first, end, &AFTER_HEADER));
-        to_words(half_compressed(initial, &inner, &AFTER_DIGEST))
+    fn header_hashes<const N: usize>(headers: &[&[u8; 80]; N]) -> [[u8; 32]; N] {
+        let initial = to_state(&splat_words(&INITIAL));
+        let (left, right) = (gather::<N, 80, 0>(headers), gather::<N, 80, 32>(headers));
+        let ends = headers.map(after_first_block);
+        let end = gather::<N, 32, 0>(&ends.each_ref());
+        let first = compressed(initial, &left, &right);
+        let inner = to_words(half_compressed(first, &end, &AFTER_HEADER));
+        scatter(&to_words(half_compressed(initial, &inner, &AFTER_DIGEST)))
     }
 
     #[inline]
@@ -882,14 +876,14 @@ mod sha_ni {
     #[inline]
     #[target_feature(enable = "sha,sse4.1,ssse3")]
     fn to_words<const N: usize>(state: State<N>) -> Lines<N> {
-        let mut words = [state.abef, state.cdgh];
+        let [mut low, mut high] = [state.abef, state.cdgh];
         for lane in 0..N {
-            let feba = _mm_shuffle_epi32::<0x1b>(state.abef[lane]);
-            let dchg = _mm_shuffle_epi32::<0xb1>(state.cdgh[lane]);
-            words[0][lane] = _mm_blend_epi16::<0xf0>(feba, dchg);
-            words[1][lane] = _mm_alignr_epi8::<8>(dchg, feba);
+            let feba = _mm_shuffle_epi32::<0x1b>(low[lane]);
+            let dchg = _mm_shuffle_epi32::<0xb1>(high[lane]);
+            low[lane] = _mm_blend_epi16::<0xf0>(feba, dchg);
+            high[lane] = _mm_alignr_epi8::<8>(dchg, feba);
         }
-        Lines(words)
+        Lines([low, high])
     }
 
     /// The end of a compression.
