@@ -16,7 +16,7 @@ use bitcoin::hashes::Hash;
 use bitcoin::transaction::Version;
 use bitcoin::{Amount, OutPoint, Script, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness};
 use job_declarator::declared::{BuiltJob, build};
-use job_declarator::node::{Node, NodeTemplate};
+use job_declarator::node::NodeTemplate;
 use pool::run::Running;
 use proto::job::HeaderFields;
 use proto::limits::{EXTRANONCE_LEN, FRAME_PAYLOAD_MAX};
