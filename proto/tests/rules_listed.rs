@@ -29,9 +29,14 @@ fn functions(folder: &Path, names: &mut BTreeSet<String>) {
 #[test]
 fn every_test_that_a_rule_names_exists() {
     let mut names = BTreeSet::new();
-    for folder in
-        ["src", "tests", "../pool/tests", "../job-declarator/src", "../job-declarator/tests"]
-    {
+    for folder in [
+        "src",
+        "tests",
+        "../pool/tests",
+        "../job-declarator/src",
+        "../job-declarator/tests",
+        "../job-declarator/consensus",
+    ] {
         functions(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut names);
     }
     let rules = read("RULES.md");
