@@ -107,6 +107,10 @@ pub fn check(
     check_version(declaration.version)?;
     let coinbase = Coinbase::read(coinbase_prefix, coinbase_suffix, EXTRANONCE_LEN)?;
     let judged = coinbase.judge(context)?;
+    // One place is the coinbase's.
+    if wtxids.len() >= BLOCK_TRANSACTIONS_MAX {
+        return Err(Refusal::TooManyTransactions(wtxids.len()));
+    }
     let id = Body::list_id(wtxids);
     let (body, supplied) = match same(&id).filter(|body| *body.id() == id) {
         Some(body) => {
@@ -114,7 +118,7 @@ pub fn check(
             (body, Vec::new())
         }
         None => {
-            check_list(wtxids)?;
+            check_repeats(wtxids)?;
             let commitment = witness_commitment(wtxids);
             check_commitment(&coinbase, &judged, &commitment)?;
             match gather(declaration, known)? {
@@ -254,12 +258,7 @@ fn check_version(version: u32) -> Result<(), Refusal> {
     if lowest < VERSION_MIN { Err(Refusal::Version(version)) } else { Ok(()) }
 }
 
-/// No more than a block holds, and none twice.
-fn check_list(wtxids: &[[u8; 32]]) -> Result<(), Refusal> {
-    // One place is the coinbase's.
-    if wtxids.len() >= BLOCK_TRANSACTIONS_MAX {
-        return Err(Refusal::TooManyTransactions(wtxids.len()));
-    }
+fn check_repeats(wtxids: &[[u8; 32]]) -> Result<(), Refusal> {
     let mut seen = HashSet::with_capacity(wtxids.len());
     match wtxids.iter().position(|wtxid| !seen.insert(wtxid)) {
         Some(position) => Err(Refusal::Repeated(position)),
@@ -302,7 +301,7 @@ fn gather(
     let mut transactions = Vec::with_capacity(wtxids.len());
     let mut missing = Vec::new();
     for (position, wtxid) in wtxids.iter().enumerate() {
-        // Fits: `check_list` bounds the list by what a block holds.
+        // Fits: the list is no longer than a block holds.
         let position = position as u16;
         match by_position.remove(&position).cloned().or_else(|| known(wtxid)) {
             Some(found) if found.is_coinbase() => return Err(Refusal::CoinbaseInside(position)),
