@@ -141,7 +141,8 @@ fn config_of(options: &DemoOptions, data_dir: PathBuf) -> Result<Config> {
     config.embedded.tx_count = options.tx_count;
     config.listen.address = options.listen;
     // Ten above the miners' port, as by default; any, where any will do for those.
-    let port = if options.listen.port() == 0 { 0 } else { options.listen.port().wrapping_add(10) };
+    let port = Some(options.listen.port()).filter(|port| *port != 0);
+    let port = port.and_then(|port| port.checked_add(10)).unwrap_or(0);
     config.declare.address = SocketAddr::new(options.listen.ip(), port);
     config.http.address = options.http;
     config.difficulty.floor_log2 = FLOOR_LOG2;

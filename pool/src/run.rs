@@ -226,6 +226,12 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
     let listener = door
         .listen(LISTEN_BACKLOG)
         .map_err(|error| listener::cannot_bind("listen.address", listen, &error))?;
+    let declarers_listener = declarers_door.map(|door| {
+        door.listen(LISTEN_BACKLOG).map_err(|error| {
+            listener::cannot_bind("declare.address", config.declare.address, &error)
+        })
+    });
+    let declarers_listener = declarers_listener.transpose()?;
     let clock = Clock::start();
     let published = feed.templates.clone();
     let tokens = tokens::spawn(published.clone(), clock, Arc::clone(&metrics), rest_stop.clone());
@@ -260,9 +266,9 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
     let shared = Arc::new(shared);
     let miners = Guests::Miners(Arc::clone(&shared));
     let door = tokio::spawn(listener::serve(listener, room(config), miners));
-    let declarers_door = match declarers_door {
+    let declarers_door = match declarers_listener {
         None => None,
-        Some(door) => {
+        Some(listener) => {
             let library =
                 library::spawn(published.clone(), Arc::clone(&metrics), rest_stop.clone());
             let (node, metrics) = (Arc::clone(&node), Arc::clone(&metrics));
@@ -270,11 +276,8 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
                 Checks::new(node, book, published, tokens, library, board.clone(), metrics);
             let declarers =
                 Declarers { pool: shared, setup: declare_setup(config), checks: Arc::new(checks) };
-            let door = door.listen(LISTEN_BACKLOG).map_err(|error| {
-                listener::cannot_bind("declare.address", config.declare.address, &error)
-            })?;
             let guests = Guests::Declarers(Arc::new(declarers));
-            Some(tokio::spawn(listener::serve(door, declarers_room(config), guests)))
+            Some(tokio::spawn(listener::serve(listener, declarers_room(config), guests)))
         }
     };
     unless_started.disarm();
