@@ -360,8 +360,8 @@ fn flags_that_are_not_served_are_listed_and_the_link_closes_s6_s8() {
         else {
             panic!("no SetupConnection.Error");
         };
-        // Work selection is not served until job declaration is built.
-        assert_eq!(error.flags, 0xffff_fffa);
+        // All three that mining has are served.
+        assert_eq!(error.flags, 0xffff_fff8);
         assert_eq!(error.error_code.printable(), "unsupported-feature-flags");
         assert!(heard_until_closed(link).await.is_empty());
     });
