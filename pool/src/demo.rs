@@ -352,7 +352,8 @@ impl<W: Write> Screen<W> {
             true => format!("; hash rate {}", rate_for_people(rate)),
             false => String::new(),
         };
-        self.event(&format!("{shares} shares acknowledged, {blocks} blocks accepted{rate}"), &[]);
+        let (shares, blocks) = (counted(shares, "share"), counted(blocks, "block"));
+        self.event(&format!("{shares} acknowledged, {blocks} accepted{rate}"), &[]);
     }
 
     /// A worker's first block in full; later ones are summed up. A refused one always.
@@ -385,6 +386,10 @@ impl<W: Write> Screen<W> {
             result.blocks_accepted
         ));
     }
+}
+
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// `account.worker`, as the device was told to say it.
