@@ -170,18 +170,6 @@ impl Template {
 }
 
 impl CoinbaseParts {
-    /// The same coinbase with another nSequence: other hashes, the same payout. `None` if these parts
-    /// are no coinbase of one input around an extranonce of ours.
-    #[must_use]
-    pub fn with_sequence(&self, sequence: u32) -> Option<Self> {
-        // Version 4, input count 1, outpoint 36, then the length of scriptSig; nSequence follows it.
-        let script_sig_end = 42 + usize::from(*self.prefix.get(41)?);
-        let at = script_sig_end.checked_sub(self.prefix.len() + EXTRANONCE_LEN)?;
-        let mut suffix = self.suffix.clone();
-        suffix.get_mut(at..at + 4)?.copy_from_slice(&sequence.to_le_bytes());
-        Some(Self { prefix: self.prefix.clone(), suffix })
-    }
-
     /// The transaction as it stands in a block: with marker and witness if the template commits to
     /// witnesses, as the parts are otherwise.
     #[must_use]
@@ -259,36 +247,6 @@ pub fn write_compact_size(value: u64, out: &mut Vec<u8>) {
         _ => {
             out.push(0xff);
             out.extend_from_slice(&value.to_le_bytes());
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parts(script_sig: u8, prefix_len: usize, suffix_len: usize) -> CoinbaseParts {
-        let mut prefix = vec![7; prefix_len];
-        if let Some(length) = prefix.get_mut(41) {
-            *length = script_sig;
-        }
-        CoinbaseParts { prefix, suffix: vec![9; suffix_len] }
-    }
-
-    #[test]
-    fn the_sequence_is_found_behind_the_script_wherever_the_extranonce_stands() {
-        let last = parts(30, 48, 60).with_sequence(5).expect("nSequence opens the suffix");
-        assert_eq!(last.suffix[..5], [5, 0, 0, 0, 9]);
-        let earlier = parts(40, 48, 60).with_sequence(5).expect("ten bytes of script before it");
-        assert_eq!(earlier.suffix[9..15], [9, 5, 0, 0, 0, 9]);
-    }
-
-    #[test]
-    fn parts_that_are_no_coinbase_have_no_sequence() {
-        for (script_sig, prefix_len, suffix_len) in
-            [(30, 0, 60), (30, 41, 60), (29, 48, 60), (30, 48, 3), (0xff, 48, 60), (0, 200, 60)]
-        {
-            assert_eq!(parts(script_sig, prefix_len, suffix_len).with_sequence(5), None);
         }
     }
 }
