@@ -194,7 +194,8 @@ async fn core_takes_the_blocks_of_the_embedded_chain() {
 async fn core_refuses_what_is_wrong_with_a_block() {
     let mut both = Both::new(20).await;
     let block = mine(&both.desk.shown, 1);
-    let wrong: [(&str, fn(&mut bitcoin::Block)); 5] = [
+    type Change = fn(&mut bitcoin::Block);
+    let wrong: [(&str, Change); 5] = [
         ("a satoshi too much", |block| {
             block.txdata[0].output[0].value += bitcoin::Amount::from_sat(1);
         }),
