@@ -42,6 +42,8 @@ pub(super) struct Book {
     pub(super) span: Option<Span>,
     /// Write to acknowledgement, by `Span::part` of the write.
     pub(super) latencies: [Histogram; 3],
+    /// The last acknowledgement.
+    pub(super) acknowledged_last: Option<Instant>,
     /// Shares written.
     pub(super) submitted: u64,
     /// Shares that an acknowledgement covers.
@@ -78,6 +80,7 @@ impl Book {
     /// `count` shares written at `sent_at` are acknowledged at `now`.
     pub(super) fn acknowledged(&mut self, now: Instant, sent_at: Instant, count: u64) {
         self.acknowledged += count;
+        self.acknowledged_last = self.acknowledged_last.max(Some(now));
         let Some(span) = self.span else { return };
         if now <= span.until {
             self.acknowledged_in_time += count;
@@ -119,6 +122,7 @@ impl Book {
             mine.add(theirs);
         }
         self.span = self.span.or(other.span);
+        self.acknowledged_last = self.acknowledged_last.max(other.acknowledged_last);
         self.submitted += other.submitted;
         self.acknowledged += other.acknowledged;
         self.acknowledged_in_time += other.acknowledged_in_time;

@@ -266,6 +266,10 @@ impl Miner {
         }
         let outstanding = self.session.outstanding();
         let Options { window, connections, idle, shares_per_second, .. } = plan.options;
+        let left = plan.options.shares_per_connection.map(|all| all.saturating_sub(self.made));
+        if left == Some(0) && outstanding == 0 {
+            return None;
+        }
         let room = window.saturating_sub(outstanding);
         let turn = match shares_per_second {
             Rate::PerSecond(rate) if rate > 0.0 && !idle => {
@@ -277,11 +281,13 @@ impl Miner {
             Rate::PerSecond(_) | Rate::Max => Turn { want: 0, wake: span.until },
         };
         let end = span.until + DRAIN_MAX;
-        match turn.want {
+        let left = left.map_or(u32::MAX, |left| u32::try_from(left).unwrap_or(u32::MAX));
+        match turn.want.min(left) {
             _ if now >= end => None,
             0 if now >= span.until && outstanding == 0 => None,
             0 if now >= span.until => Some(Turn { want: 0, wake: end }),
             want if want > WRITE_MAX => Some(Turn { want: WRITE_MAX, wake: now }),
+            0 if left == 0 => Some(Turn { want: 0, wake: end }),
             want => Some(Turn { want, ..turn }),
         }
     }

@@ -14,6 +14,7 @@ use proto::noise::AuthorityPublicKey;
 use proto::target::Target;
 use tokio::time::{sleep_until, timeout};
 
+use super::TipMaker;
 use super::book::{Book, Span};
 use super::connection::dial;
 use super::options::{Kind, loopback};
@@ -60,6 +61,25 @@ pub(super) async fn run(
     };
     let why = ended.await.err();
     (found, why)
+}
+
+/// The same with blocks from outside the pool, each of which `tips` makes.
+pub(super) fn make(
+    mut tips: TipMaker,
+    every: Duration,
+    span: Span,
+) -> (Vec<Submitted>, Option<String>) {
+    let mut found = Vec::new();
+    let mut next = span.from + every / 2;
+    while next + every / 2 < span.until {
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        match tips() {
+            Ok((hash, at)) => found.push(Submitted { hash, at }),
+            Err(error) => return (found, Some(format!("{error:#}"))),
+        }
+        next = (next + every).max(Instant::now());
+    }
+    (found, None)
 }
 
 struct Finder {

@@ -11,6 +11,7 @@ mod histogram;
 mod hostile;
 pub mod local;
 pub mod options;
+mod probe;
 mod process;
 mod report;
 mod session;
@@ -33,6 +34,7 @@ use tokio::task::LocalSet;
 use book::{Book, Span};
 use connection::{DRAIN_MAX, Phase, Plan};
 pub use options::{Options, check_target};
+pub use probe::{Verdicts, probe};
 use process::{Usage, usage};
 pub use report::Report;
 use session::Opening;
@@ -64,11 +66,26 @@ struct Looks {
     closed: Option<Usage>,
 }
 
+/// Makes a tip from outside the pool, and says its hash (header byte order) and when the chain had it.
+pub type TipMaker = Box<dyn FnMut() -> Result<([u8; 32], Instant)> + Send>;
+
 /// Runs `options` against the pool at `address`; blocks until it is over.
 ///
 /// # Errors
 /// Nothing could be measured: bad options, no connection, a thread that failed.
 pub fn run(address: SocketAddr, options: &Options) -> Result<Report> {
+    run_with_tips(address, options, None)
+}
+
+/// The same; tips are made by `tips`, where there is one, and not by blocks found in the pool.
+///
+/// # Errors
+/// As `run`.
+pub fn run_with_tips(
+    address: SocketAddr,
+    options: &Options,
+    tips: Option<TipMaker>,
+) -> Result<Report> {
     options.check()?;
     let before = options.pid.map(usage).transpose()?;
     let attackers = if options.hostile { hostile::FILES } else { 0 };
@@ -101,11 +118,11 @@ pub fn run(address: SocketAddr, options: &Options) -> Result<Report> {
     let from = Instant::now() + LEAD;
     let span = Span { from, until: from + options.length };
     to_phase.send_replace(Phase::Running(span));
-    let beside = beside(address, options, span)?;
-    thread::sleep(options.length + LEAD);
-    wait(DRAIN_MAX + Duration::from_secs(1), || {
-        plan.drained.load(Ordering::Relaxed) == options.connections
-    });
+    let beside = beside(address, options, span, tips)?;
+    let is_drained = || plan.drained.load(Ordering::Relaxed) == options.connections;
+    // With a number of shares to send it is over when they are answered.
+    wait(options.length + LEAD, || options.shares_per_connection.is_some() && is_drained());
+    wait(DRAIN_MAX + Duration::from_secs(1), is_drained);
     pool.end = look(options);
     let own_end = usage(std::process::id())?;
 
@@ -140,11 +157,19 @@ struct Beside {
     hostile: Option<thread::JoinHandle<hostile::Attack>>,
 }
 
-fn beside(address: SocketAddr, options: &Options, span: Span) -> Result<Beside> {
+fn beside(
+    address: SocketAddr,
+    options: &Options,
+    span: Span,
+    tips: Option<TipMaker>,
+) -> Result<Beside> {
     let authority = options.authority;
     let finder = options.tips_every.map(|every| {
         let runtime = runtime()?;
-        let work = move || runtime.block_on(finder::run(address, authority, every, span));
+        let work = move || match tips {
+            Some(tips) => finder::make(tips, every, span),
+            None => runtime.block_on(finder::run(address, authority, every, span)),
+        };
         thread::Builder::new().name("finder".into()).spawn(work).context("a thread")
     });
     let hostile = options.hostile.then(|| {

@@ -50,6 +50,9 @@ pub struct Options {
     /// Length of the measurement, in seconds ("20s", "1.5s", "2m").
     #[arg(long = "for", default_value = "10s", value_parser = duration, value_name = "TIME")]
     pub length: Duration,
+    /// Shares of each connection; with these answered the run is over, at the latest after --for.
+    #[arg(long, value_name = "N")]
+    pub shares_per_connection: Option<u64>,
     /// Open and hold; no shares.
     #[arg(long)]
     pub idle: bool,

@@ -121,7 +121,11 @@ impl Report {
     }
 
     fn shares(&mut self, options: &Options, book: &Book, around: &Around) {
-        let seconds = options.length.as_secs_f64();
+        let mut seconds = options.length.as_secs_f64();
+        let ended = book.acknowledged_last.zip(book.span);
+        if let (Some(_), Some((last, span))) = (options.shares_per_connection, ended) {
+            seconds = last.min(span.until).duration_since(span.from).as_secs_f64();
+        }
         let per_second = book.acknowledged_in_time as f64 / seconds;
         self.put("length_s", seconds);
         self.put("submitted", book.submitted);
