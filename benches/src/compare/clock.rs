@@ -28,7 +28,9 @@ impl Cost {
         Self { min: self.min * factor, median: self.median * factor }
     }
 
-    fn of(mut rounds: Vec<f64>) -> Self {
+    /// Of a figure in each round; not a number if there was none.
+    #[must_use]
+    pub fn of(mut rounds: Vec<f64>) -> Self {
         rounds.sort_by(f64::total_cmp);
         let median = rounds.get(rounds.len() / 2).copied().unwrap_or(f64::NAN);
         Self { min: rounds.first().copied().unwrap_or(f64::NAN), median }

@@ -8,6 +8,7 @@ pub mod allocations;
 pub mod clock;
 pub mod cpu;
 pub mod inputs;
+pub mod pool;
 pub mod report;
 pub mod sri;
 

@@ -32,6 +32,14 @@ pub struct Row {
 pub enum Unit {
     /// CPU time.
     Nanoseconds,
+    /// CPU time, too.
+    Microseconds,
+    /// Time on the wall.
+    Milliseconds,
+    /// How many in a second: more is better.
+    PerSecond,
+    /// Memory that stays in use.
+    Kibibytes,
     /// Calls to the allocator.
     Allocations,
     /// Bytes that stay in use.
@@ -98,6 +106,7 @@ impl Row {
     pub fn ratio(&self) -> f64 {
         let (ours, theirs) = (self.ours.median, self.theirs.median);
         match self.goal {
+            _ if self.unit == Unit::PerSecond => ours / theirs,
             Goal::Within(_) => ours / theirs,
             Goal::Faster(_) | Goal::OfLimit(_) | Goal::AtMost(_) | Goal::Shown => theirs / ours,
         }
@@ -127,31 +136,40 @@ impl Row {
             ratio => format!("{ratio:.2}x"),
         };
         let (ours, theirs) = (figure(self.ours), figure(self.theirs));
-        let unit = match self.unit {
-            Unit::Nanoseconds => "",
-            Unit::Allocations => ", allocations",
-            Unit::Bytes => ", bytes",
+        // The head of the table says that figures are nanoseconds.
+        let unit = match (self.unit == Unit::Nanoseconds, self.unit.as_str()) {
+            (true, _) => String::new(),
+            (false, unit) => format!(", {unit}"),
         };
         let path = format!("{}{unit}", self.path);
         [path, ours, theirs, ratio, self.goal.to_string(), self.verdict(cpu).to_string()]
     }
 
     fn to_json(&self, cpu: Cpu) -> Value {
-        let unit = match self.unit {
-            Unit::Nanoseconds => "ns",
-            Unit::Allocations => "allocations",
-            Unit::Bytes => "bytes",
-        };
         json!({
             "path": self.path,
             "against": self.against,
-            "unit": unit,
+            "unit": self.unit.as_str(),
             "ours": { "min": self.ours.min, "median": self.ours.median },
             "theirs": { "min": self.theirs.min, "median": self.theirs.median },
             "ratio": self.ratio(),
             "goal": self.goal.to_string(),
             "verdict": self.verdict(cpu).to_string(),
         })
+    }
+}
+
+impl Unit {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Nanoseconds => "ns",
+            Self::Microseconds => "us",
+            Self::Milliseconds => "ms",
+            Self::PerSecond => "per second",
+            Self::Kibibytes => "KiB",
+            Self::Allocations => "allocations",
+            Self::Bytes => "bytes",
+        }
     }
 }
 
@@ -203,7 +221,10 @@ pub fn tables(rows: &[Row], cpu: Cpu) -> String {
         }
     }
     for side in sides {
-        let head = ["path", "ours ns", &format!("{side} ns"), "ratio", "goal", "verdict"];
+        let timed = |row: &&Row| row.against == side && row.unit == Unit::Nanoseconds;
+        let ns = if rows.iter().any(|row| timed(&row)) { " ns" } else { "" };
+        let (ours, theirs) = (format!("ours{ns}"), format!("{side}{ns}"));
+        let head = ["path", &ours, &theirs, "ratio", "goal", "verdict"];
         let mut lines = vec![head.map(str::to_owned)];
         lines.extend(rows.iter().filter(|row| row.against == side).map(|row| row.cells(cpu)));
         let width = |column: usize| {

@@ -1,5 +1,6 @@
-//! A pool process for a measurement: started from the binary beside our own, on the embedded chain in a
-//! folder that goes away with it, with the difficulty pinned. Used by the program `load`.
+//! A pool process for a measurement: started from the binary beside our own, on the embedded chain or a node,
+//! in a folder that goes away with it, with the difficulty pinned. Used by the program `load` and by
+//! `compare --pool`, which starts another's pool in the same way.
 //!
 //! Must never leave a pool behind, and never use one that it did not start.
 
@@ -49,6 +50,17 @@ pub struct LocalPool {
     pub folder: Option<PathBuf>,
 }
 
+/// A node that the pool is to use instead of a chain of its own.
+#[derive(Debug, Clone)]
+pub struct NodeAt {
+    /// `http://` address of its JSON-RPC.
+    pub url: String,
+    /// Its cookie.
+    pub cookie_file: PathBuf,
+    /// Where rewards go, on regtest.
+    pub payout_address: String,
+}
+
 /// A pool that runs; stopped when dropped.
 pub struct Running {
     process: Child,
@@ -63,23 +75,51 @@ impl Running {
     /// # Errors
     /// With the last lines that the pool said.
     pub fn start(local: &LocalPool, options: &Options) -> Result<Self> {
+        Self::start_on(None, local, options)
+    }
+
+    /// The same on `node`, if one is given.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn start_on(node: Option<&NodeAt>, local: &LocalPool, options: &Options) -> Result<Self> {
         let binary = match &local.pool {
             Some(binary) => binary.clone(),
-            None => beside_us()?,
+            None => beside_us("pool", "cargo build --release -p pool")?,
         };
-        let folder = match &local.folder {
-            Some(folder) => tempfile::tempdir_in(folder),
+        let http = free_port()?;
+        let config = |folder: &Path, address| {
+            let payout = node.map_or("", |node| &node.payout_address);
+            format!("[pool]\npayout_address = {payout:?}\n")
+                + &config_text(local, options, folder, address, http)
+                + &chain_text(node, local, options)
+        };
+        Self::launch(&binary, &["run", "-c"], local.folder.as_deref(), config)
+    }
+
+    /// Starts `binary` with `arguments` and a configuration file behind them, in a new folder, and waits
+    /// until it listens at the address that `config` was given.
+    ///
+    /// # Errors
+    /// With the last lines that it said.
+    pub fn launch(
+        binary: &Path,
+        arguments: &[&str],
+        under: Option<&Path>,
+        config: impl FnOnce(&Path, SocketAddr) -> String,
+    ) -> Result<Self> {
+        let folder = match under {
+            Some(under) => tempfile::tempdir_in(under),
             None => tempfile::tempdir(),
         };
         let folder = folder.context("a temporary folder")?;
         let address = free_port()?;
-        let config = folder.path().join("pool.toml");
-        fs::write(&config, config_text(local, options, folder.path(), address, free_port()?))
-            .context("writing the pool's configuration")?;
+        let path = folder.path().join("pool.toml");
+        fs::write(&path, config(folder.path(), address)).context("writing its configuration")?;
         let log = File::create(folder.path().join("log")).context("the pool's log")?;
-        let process = Command::new(&binary)
-            .args(["run", "-c"])
-            .arg(&config)
+        let process = Command::new(binary)
+            .args(arguments)
+            .arg(&path)
             .stdin(Stdio::null())
             .stdout(log.try_clone().context("the pool's log")?)
             .stderr(log)
@@ -137,12 +177,16 @@ impl Drop for Running {
     }
 }
 
-fn beside_us() -> Result<PathBuf> {
+/// The program `name` in the folder of this one.
+///
+/// # Errors
+/// There is none; `how` builds it.
+pub fn beside_us(name: &str, how: &str) -> Result<PathBuf> {
     let ours = std::env::current_exe().context("where this program is")?;
-    let binary = ours.with_file_name("pool");
+    let binary = ours.with_file_name(name);
     ensure!(
         binary.is_file(),
-        "there is no {}: build it with `cargo build --release -p pool`, or name one with --pool",
+        "there is no {}: build it with `{how}`, or name one",
         binary.display()
     );
     Ok(binary)
@@ -163,19 +207,34 @@ fn config_text(
 ) -> String {
     let data_dir = folder.join("data");
     let connections = options.connections + ROOM;
-    let block_hashes = if options.tips_every.is_some() { BLOCK_HASHES } else { NO_BLOCKS };
-    let LocalPool { difficulty_log2, tx_count, store_url, .. } = local;
+    let LocalPool { difficulty_log2, store_url, .. } = local;
     let store = store_url.as_deref().unwrap_or_default();
     format!(
-        "[pool]\ndata_dir = {data_dir:?}\n\
+        "data_dir = {data_dir:?}\n\
          [listen]\naddress = \"{address}\"\nmax_connections = {connections}\n\
          max_connections_per_address = 1000\n\
          [declare]\nenabled = false\n\
          [http]\naddress = \"{http}\"\n\
-         [node]\nkind = \"embedded\"\n\
          [store]\nurl = {store:?}\n\
          [difficulty]\nfloor_log2 = {difficulty_log2}\nceiling_log2 = {difficulty_log2}\n\
-         [log]\nfilter = \"warn\"\n\
-         [embedded]\ntx_count = {tx_count}\nblock_hashes = {block_hashes}\n"
+         [log]\nfilter = \"warn\"\n"
     )
+}
+
+/// The sections of the chain or of the node.
+fn chain_text(node: Option<&NodeAt>, local: &LocalPool, options: &Options) -> String {
+    match node {
+        None => {
+            let block_hashes = if options.tips_every.is_some() { BLOCK_HASHES } else { NO_BLOCKS };
+            let tx_count = local.tx_count;
+            format!(
+                "[node]\nkind = \"embedded\"\n\
+                 [embedded]\ntx_count = {tx_count}\nblock_hashes = {block_hashes}\n"
+            )
+        }
+        Some(NodeAt { url, cookie_file, .. }) => format!(
+            "[node]\nkind = \"bitcoin-core\"\nnetwork = \"regtest\"\nurl = {url:?}\n\
+             cookie_file = {cookie_file:?}\n"
+        ),
+    }
 }
