@@ -44,6 +44,8 @@ pub(super) struct Book {
     pub(super) latencies: [Histogram; 3],
     /// The last acknowledgement.
     pub(super) acknowledged_last: Option<Instant>,
+    /// How late timers of our own threads were: what a latency holds that is not the pool's.
+    pub(super) lateness: [Histogram; 3],
     /// Shares written.
     pub(super) submitted: u64,
     /// Shares that an acknowledgement covers.
@@ -118,8 +120,10 @@ impl Book {
 
     /// Takes in what another thread counted.
     pub(super) fn add(&mut self, other: Self) {
-        for (mine, theirs) in self.latencies.iter_mut().zip(&other.latencies) {
-            mine.add(theirs);
+        for (mine, theirs) in
+            [(&mut self.latencies, &other.latencies), (&mut self.lateness, &other.lateness)]
+        {
+            mine.iter_mut().zip(theirs).for_each(|(mine, theirs)| mine.add(theirs));
         }
         self.span = self.span.or(other.span);
         self.acknowledged_last = self.acknowledged_last.max(other.acknowledged_last);

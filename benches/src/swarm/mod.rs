@@ -9,6 +9,7 @@ mod connection;
 mod finder;
 mod histogram;
 mod hostile;
+mod kept;
 pub mod local;
 pub mod options;
 mod probe;
@@ -33,6 +34,7 @@ use tokio::task::LocalSet;
 
 use book::{Book, Span};
 use connection::{DRAIN_MAX, Phase, Plan};
+use kept::Cores;
 pub use options::{Options, check_target};
 pub use probe::{Verdicts, probe};
 use process::{Usage, usage};
@@ -119,9 +121,11 @@ pub fn run_with_tips(
     let span = Span { from, until: from + options.length };
     to_phase.send_replace(Phase::Running(span));
     let beside = beside(address, options, span, tips)?;
+    let cores = options.hostile.then(|| Cores::during(span, options.pid)).transpose()?;
     let is_drained = || plan.drained.load(Ordering::Relaxed) == options.connections;
     // With a number of shares to send it is over when they are answered.
-    wait(options.length + LEAD, || options.shares_per_connection.is_some() && is_drained());
+    let left = (span.until + LEAD).saturating_duration_since(Instant::now());
+    wait(left, || options.shares_per_connection.is_some() && is_drained());
     wait(DRAIN_MAX + Duration::from_secs(1), is_drained);
     pool.end = look(options);
     let own_end = usage(std::process::id())?;
@@ -145,7 +149,7 @@ pub fn run_with_tips(
     Ok(Report::new(
         options,
         book,
-        &report::Around { pool, own_open, own_end, opening_s, found, attack },
+        &report::Around { pool, own_open, own_end, opening_s, found, attack, cores },
     ))
 }
 
@@ -194,7 +198,7 @@ fn thread_of(plan: Arc<Plan>, number: usize, phase: watch::Receiver<Phase>) -> R
     let book = Rc::new(RefCell::new(Book::default()));
     let local = LocalSet::new();
     let doors = Rc::new(Semaphore::new(DOORS));
-    let mut tasks = Vec::new();
+    let mut tasks = vec![local.spawn_local(kept::watch_lateness(Rc::clone(&book), phase.clone()))];
     for index in (number..plan.options.connections).step_by(plan.options.threads) {
         let (plan, doors) = (Arc::clone(&plan), Rc::clone(&doors));
         let connection = connection::run(plan, index, Rc::clone(&book), doors, phase.clone());
@@ -202,7 +206,7 @@ fn thread_of(plan: Arc<Plan>, number: usize, phase: watch::Receiver<Phase>) -> R
     }
     local.block_on(&runtime()?, async {
         for task in tasks {
-            task.await.context("a connection's task failed")?;
+            task.await.context("a task failed")?;
         }
         anyhow::Ok(())
     })?;

@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result};
 
 /// USER_HZ, in which /proc counts CPU time: 100 on every architecture that Rust serves today.
-const TICKS_PER_S: f64 = 100.0;
+pub(super) const TICKS_PER_S: f64 = 100.0;
 
 /// One look at a process.
 #[derive(Debug, Clone, Copy, PartialEq)]

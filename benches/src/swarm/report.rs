@@ -11,6 +11,7 @@ use super::book::Book;
 use super::finder::Submitted;
 use super::histogram::{Histogram, percentile};
 use super::hostile::Attack;
+use super::kept::{Cores, Kept, Verdict};
 use super::options::Options;
 use super::process::Usage;
 use super::session::TipSeen;
@@ -30,6 +31,7 @@ pub(super) struct Around {
     pub(super) opening_s: f64,
     pub(super) found: Option<(Vec<Submitted>, Option<String>)>,
     pub(super) attack: Option<Attack>,
+    pub(super) cores: Option<Cores>,
 }
 
 /// A finished run.
@@ -53,6 +55,7 @@ impl Report {
         report.processes(options, &book, around);
         if let Some(attack) = &around.attack {
             report.attack(&book, attack);
+            report.kept(&book, around.cores);
         }
         report.judge(&book, around);
         report
@@ -262,6 +265,50 @@ impl Report {
         }
         if book.opened < self.count("connections") {
             self.wrongs.push("an honest connection could not be opened".to_owned());
+        }
+    }
+
+    /// Whether honest miners kept their latency.
+    fn kept(&mut self, book: &Book, cores: Option<Cores>) {
+        if let Some(Cores { all, pool, ours, idle }) = cores {
+            self.put(
+                "cores_during",
+                json!({"all": all, "pool": pool, "swarm": ours, "idle": idle}),
+            );
+            let pool = pool.map_or("the pool ?".to_owned(), |pool| format!("the pool {pool:.2}"));
+            let text = format!("{pool}, this program {ours:.2}, idle {idle:.2} of {all}");
+            self.line("cores during", text);
+        }
+        let p99 = |of: &Histogram| of.percentile_ms(99.0);
+        let [before, during, _] = &book.latencies;
+        let (Some(before), Some(during)) = (p99(before), p99(during)) else {
+            self.wrongs.push("too few shares to judge an attack by".to_owned());
+            return;
+        };
+        let late = p99(&book.lateness[1]).unwrap_or_default();
+        let kept = Kept { before, during, late };
+        let (allowed, verdict) = (kept.allowed(), kept.verdict());
+        self.line("own lateness", format!("p99 {late:.2} ms during: timers of this program"));
+        let figures =
+            format!("{before:.2} ms before, {during:.2} ms during, {allowed:.2} ms allowed");
+        let word = match verdict {
+            Verdict::Kept => "kept",
+            Verdict::Missed => "MISSED",
+            Verdict::NotJudged => "not judged: this program was late by as much as it is missed by",
+        };
+        self.line("honest p99", format!("{figures}: {word}"));
+        let name = match verdict {
+            Verdict::Kept => "kept",
+            Verdict::Missed => "missed",
+            Verdict::NotJudged => "not judged",
+        };
+        self.put(
+            "honest_p99",
+            json!({"before_ms": before, "during_ms": during, "allowed_ms": allowed,
+                   "own_lateness_ms": late, "verdict": name}),
+        );
+        if verdict == Verdict::Missed {
+            self.wrongs.push(format!("honest miners did not keep their latency: {figures}"));
         }
     }
 
