@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use benches::swarm::local::{LocalPool, Running};
-use benches::swarm::{self, Options};
+use benches::swarm::{self, Options, Report};
 use clap::Parser;
 
 /// Starts the pool beside this program and measures it.
@@ -31,9 +31,13 @@ fn main() -> ExitCode {
 
 fn run(Arguments { local, mut options }: Arguments) -> Result<bool> {
     options.check()?;
+    let alone = if options.idle { Some(alone(&local, &options)?) } else { None };
     let pool = Running::start(&local, &options)?;
     options.pid = Some(pool.pid());
-    let report = swarm::run(pool.address, &options)?;
+    let mut report = swarm::run(pool.address, &options)?;
+    if let Some(alone) = &alone {
+        report.judge_memory(alone);
+    }
     if options.json {
         println!("{}", report.to_json());
     } else {
@@ -43,4 +47,12 @@ fn run(Arguments { local, mut options }: Arguments) -> Result<bool> {
         eprintln!("the pool said last:\n{}", pool.last_words());
     }
     Ok(report.is_clean())
+}
+
+/// The same run with one connection: what a pool of that age holds however many there are.
+fn alone(local: &LocalPool, options: &Options) -> Result<Report> {
+    let mut options = Options { connections: 1, ..options.clone() };
+    let pool = Running::start(local, &options)?;
+    options.pid = Some(pool.pid());
+    swarm::run(pool.address, &options)
 }

@@ -83,6 +83,25 @@ impl World {
         self.active.tip
     }
 
+    /// Work on the tip so many blocks later, as a pool publishes it: the full job, and one of the coinbase
+    /// alone for the tip after that.
+    ///
+    /// # Errors
+    /// No job can be made of it: this file is wrong.
+    pub fn blocks_later(&self, blocks: u32) -> Result<ActiveTemplate> {
+        let full = template();
+        let height = full.height + blocks;
+        let full = Template { height, ..full };
+        let coinbase_only =
+            Template { height: height + 1, merkle_path: Vec::new(), ..full.clone() };
+        let job = |template| Job::new(Arc::new(template), &outputs(), &[b's'; 23]);
+        Ok(ActiveTemplate {
+            tip: PrevHash { hash: sha256d(&blocks.to_le_bytes()), ..self.active.tip },
+            next: Some(job(coinbase_only)?),
+            job: job(full)?,
+        })
+    }
+
     /// Our side of a fresh connection that has opened the channel.
     ///
     /// # Errors

@@ -29,6 +29,8 @@ const BLOCK_HASHES: u64 = 500_000;
 /// Connections beyond the honest ones that the pool has room for: the finder, and attackers up to the
 /// limit that the attack then meets.
 const ROOM: usize = 2_000;
+/// Practically every hash is a share.
+const DIFFICULTY_LOG2: i16 = -32;
 
 /// How the pool is set up.
 #[derive(Debug, Clone, Args)]
@@ -37,7 +39,7 @@ pub struct LocalPool {
     #[arg(long, value_name = "FILE")]
     pub pool: Option<PathBuf>,
     /// Difficulty of every share as a power of two: at -32 practically every hash is one.
-    #[arg(long, default_value_t = -32, allow_hyphen_values = true)]
+    #[arg(long, default_value_t = DIFFICULTY_LOG2, allow_hyphen_values = true)]
     pub difficulty_log2: i16,
     /// Transactions in a template: 4,000 make a merkle path of 12.
     #[arg(long, default_value_t = 4_000)]
@@ -48,6 +50,14 @@ pub struct LocalPool {
     /// Where the temporary folder is made: the disk that commits go to [default: the system's].
     #[arg(long, value_name = "FOLDER")]
     pub folder: Option<PathBuf>,
+}
+
+impl LocalPool {
+    /// As the arguments have it by default, but for the binary and the size of a template.
+    #[must_use]
+    pub fn of(pool: Option<PathBuf>, tx_count: u32) -> Self {
+        Self { pool, difficulty_log2: DIFFICULTY_LOG2, tx_count, store_url: None, folder: None }
+    }
 }
 
 /// A node that the pool is to use instead of a chain of its own.

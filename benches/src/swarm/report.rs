@@ -16,6 +16,9 @@ use super::options::Options;
 use super::process::Usage;
 use super::session::TipSeen;
 
+/// Memory of an idle connection with one channel, KiB.
+const IDLE_KIB_MAX: f64 = 4.0;
+
 /// Shares that may be refused as too easy where nothing is hashed: one in 65,536 misses the easiest
 /// target, and six standard deviations more.
 fn misses_max(submitted: u64) -> f64 {
@@ -65,6 +68,26 @@ impl Report {
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.wrongs.is_empty()
+    }
+
+    /// Judges what an idle connection holds: by how much more memory the pool has than in the same run with
+    /// one connection, `alone`. What tips leave in any pool (templates, blocks, proofs) is in both.
+    pub fn judge_memory(&mut self, alone: &Self) {
+        let connections = self.count("opened").saturating_sub(alone.count("opened")).max(1);
+        for (name, words) in [("open", "each, when open"), ("end", "each, at the end")] {
+            let key = format!("pool_kib_{name}");
+            let anon = |report: &Self| report.figures.get(&key)?.get("anon")?.as_f64();
+            let Some((with, without)) = anon(self).zip(anon(alone)) else { continue };
+            let each = (with - without) / connections as f64;
+            self.put(&format!("pool_kib_per_idle_connection_{name}"), each);
+            let verdict = if each <= IDLE_KIB_MAX { "met" } else { "MISSED" };
+            let text =
+                format!("{each:.2} KiB beyond a pool of one connection, goal {IDLE_KIB_MAX}");
+            self.line(words, format!("{text}: {verdict}"));
+            if each > IDLE_KIB_MAX {
+                self.wrongs.push(format!("an idle connection holds {each:.2} KiB {words}"));
+            }
+        }
     }
 
     /// A figure by its name in the JSON; 0 if there is none.
