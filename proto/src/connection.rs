@@ -117,7 +117,9 @@ pub struct Inbound {
 }
 
 impl Inbound {
-    fn new(opener: Opener) -> Self {
+    /// Starts with the limit of the setup phase; `Connection::new` makes both directions.
+    #[must_use]
+    pub fn new(opener: Opener) -> Self {
         Self {
             opener,
             limit: SETUP_PAYLOAD_MAX,

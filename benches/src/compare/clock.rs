@@ -38,7 +38,7 @@ impl Cost {
 }
 
 /// CPU time that this thread has used.
-fn thread_cpu() -> Duration {
+pub(crate) fn thread_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     // A thread's CPU time is never negative and its nanoseconds are below a second.
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)

@@ -82,7 +82,8 @@ pub(super) fn make(
     (found, None)
 }
 
-struct Finder {
+/// A connection that searches for blocks.
+pub(super) struct Finder {
     link: Link,
     session: Session,
     /// What its own shares do is nobody's measurement.
@@ -92,7 +93,11 @@ struct Finder {
 }
 
 impl Finder {
-    async fn open(
+    /// Dials and opens a channel.
+    ///
+    /// # Errors
+    /// Why not, in few words.
+    pub(super) async fn open(
         address: SocketAddr,
         authority: Option<&AuthorityPublicKey>,
     ) -> Result<Self, String> {
@@ -144,8 +149,35 @@ impl Finder {
         }
     }
 
-    /// Searches until a block is found and handed in; `None` when the run is over before.
+    /// Listens for so long.
+    ///
+    /// # Errors
+    /// The pool closed.
+    pub(super) async fn hear_for(&mut self, time: Duration) -> Result<(), String> {
+        self.wait_until(Instant::now() + time).await
+    }
+
+    /// Searches until a block is found and hands it in; `None` when the run is over before.
     async fn find(&mut self, until: Instant) -> Result<Option<Submitted>, String> {
+        let Some(hash) = self.search(until).await? else { return Ok(None) };
+        self.submit(hash).await.map(Some)
+    }
+
+    /// Hands in what `search` found.
+    ///
+    /// # Errors
+    /// The pool closed.
+    pub(super) async fn submit(&mut self, hash: [u8; 32]) -> Result<Submitted, String> {
+        let at = Instant::now();
+        self.flush().await?;
+        Ok(Submitted { hash, at })
+    }
+
+    /// Searches until a block is found, and gives its hash; `None` when the run is over before.
+    ///
+    /// # Errors
+    /// There is none to be found, or the pool closed.
+    pub(super) async fn search(&mut self, until: Instant) -> Result<Option<[u8; 32]>, String> {
         let started = Instant::now();
         while Instant::now() < until {
             if started.elapsed() > SEARCH_MAX {
@@ -173,9 +205,7 @@ impl Finder {
                 extranonce: rolled.extranonce,
             })
             .encode(&mut self.frames);
-            let at = Instant::now();
-            self.flush().await?;
-            return Ok(Some(Submitted { hash, at }));
+            return Ok(Some(hash));
         }
         Ok(None)
     }

@@ -6,6 +6,7 @@
 
 mod book;
 mod connection;
+pub mod fanout;
 mod finder;
 mod histogram;
 mod hostile;
@@ -14,6 +15,7 @@ pub mod local;
 pub mod options;
 mod probe;
 mod process;
+mod raw;
 mod report;
 mod session;
 mod work;

@@ -221,7 +221,8 @@ impl Session {
         Ok(())
     }
 
-    fn open(&self, out: &mut Vec<u8>) {
+    /// Asks for every channel.
+    pub(super) fn open(&self, out: &mut Vec<u8>) {
         let Opening { kind, channels, hash_rate, max_target } = self.opening;
         for number in 0..channels {
             let request_id = number as u32;
