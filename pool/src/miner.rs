@@ -760,6 +760,9 @@ impl Miner {
                 hash_rate: rate.unwrap_or_default(),
             }
         });
+        // The board keeps it, and of an iterator like this a Vec would make room for four.
+        let mut rows = Vec::with_capacity(self.server.channels_open());
+        rows.extend(channels);
         let row = ConnectionSnapshot {
             id: self.id,
             peer: self.peer,
@@ -767,7 +770,7 @@ impl Miner {
             hardware: self.hardware.to_string(),
             firmware: self.firmware.to_string(),
             opened_at: self.opened_at.into(),
-            channels: channels.collect(),
+            channels: rows,
             custom_jobs: self.custom.as_ref().map(|custom| custom.shown()),
         };
         self.hash_rate = row.hash_rate();
