@@ -165,7 +165,7 @@ impl Declarer {
         let Greeting { link, machine, setup, vendor, firmware, .. } = greeting;
         let now = declarers.pool.clock.now();
         let Setup { flags, .. } = setup;
-        let mut templates = declarers.pool.templates.clone();
+        let mut templates = declarers.pool.calls.to_others.clone();
         let tip = templates.borrow_and_update().active.tip.hash;
         let tells_all = flags & setup_flags::DECLARE_TX_DATA != 0;
         Self {

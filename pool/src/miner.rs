@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,7 +25,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::sync::watch;
 use tokio::task::{coop::consume_budget, yield_now};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -42,7 +43,7 @@ use crate::metrics::{HandshakeFailure, Metrics};
 use crate::pace::Pace;
 use crate::places::{Held, NoPlace, Places};
 use crate::store::Route;
-use crate::templates::Published;
+use crate::templates::{Calls, Published};
 
 /// What every connection may use: values that never change, and handles.
 pub struct Shared {
@@ -53,7 +54,7 @@ pub struct Shared {
     /// Who we are; changes when a certificate is renewed.
     pub identity: watch::Receiver<Arc<Identity>>,
     /// What is mined.
-    pub templates: watch::Receiver<Published>,
+    pub calls: Calls,
     /// Search space.
     pub extranonces: ExtranonceAllocator,
     /// Who judges jobs that miners choose; `None` where none may.
@@ -152,9 +153,8 @@ impl Clock {
     }
 
     pub(crate) fn instant(&self, mono_ms: u64) -> Instant {
-        // Deadlines are hours away at most; one that is beyond all reckoning is a day.
-        let ahead = mono_ms.min(self.now().mono_ms.saturating_add(86_400_000));
-        self.start + Duration::from_millis(ahead)
+        // Deadlines are hours away at most; one that is beyond all reckoning is thirty years from the start.
+        self.start + Duration::from_millis(mono_ms.min(30 * 365 * 86_400_000))
     }
 }
 
@@ -318,7 +318,13 @@ struct Miner {
     server: Server,
     places: Held,
     out: Outbox,
+    /// Closed when the pool stops.
     templates: watch::Receiver<Published>,
+    /// It is the one of large connections.
+    is_large: bool,
+    /// When to look at the clock again. Stays set for the nearest moment that was ever due: one early turn is
+    /// cheaper than a timer that is set anew at every turn.
+    alarm: Pin<Box<Sleep>>,
     /// The tip that this connection was told of last.
     tip_at: Instant,
     /// The ledger's answers to come, in the order they will.
@@ -332,8 +338,6 @@ struct Miner {
     worthless: u32,
     /// The socket is left alone until then, mono ms.
     reads_from_ms: u64,
-    /// As last shown, H/s.
-    hash_rate: f64,
     shown_ms: u64,
     opened_ms: u64,
     shared: Arc<Shared>,
@@ -357,7 +361,7 @@ enum Event {
 impl Miner {
     fn new(greeting: Box<Greeting>, peer: SocketAddr, id: u64, shared: Arc<Shared>) -> Self {
         let Greeting { link, machine, setup, vendor, hardware, firmware } = *greeting;
-        let mut templates = shared.templates.clone();
+        let mut templates = shared.calls.to_others.clone();
         let Published { active, tip_at, .. } = templates.borrow_and_update().clone();
         let now = shared.clock.now();
         let server = Server::new(
@@ -384,13 +388,14 @@ impl Miner {
             places: Held::new(Arc::clone(&shared.places), household(peer.ip())),
             out: Outbox::default(),
             templates,
+            is_large: false,
+            alarm: Box::pin(sleep(Duration::from_millis(BOARD_EVERY_MS))),
             tip_at,
             committed: VecDeque::new(),
             meters: Vec::new(),
             opened_any: false,
             worthless: 0,
             reads_from_ms: 0,
-            hash_rate: 0.0,
             shown_ms: 0,
             opened_ms: now.mono_ms,
             shared,
@@ -411,10 +416,6 @@ impl Miner {
 
     async fn step(&mut self, event: Event) -> Result<Event, End> {
         let is_template = matches!(event, Event::Template);
-        if is_template && !self.shared.board.is_large(self.hash_rate) {
-            // Whoever has more hash rate loses more on an old tip: they are told first.
-            yield_now().await;
-        }
         self.apply(event)?;
         self.carry_out().await?;
         self.pay();
@@ -440,6 +441,16 @@ impl Miner {
         self.flush().await
     }
 
+    /// Whoever has more hash rate loses more on an old tip: the large ones are told first. A receiver that was
+    /// not asked yet tells at once what is mined now, so nothing is missed between the two.
+    fn listen_as(&mut self, is_large: bool) {
+        if is_large != self.is_large {
+            self.is_large = is_large;
+            let Calls { to_large, to_others } = &self.shared.calls;
+            self.templates = if is_large { to_large.clone() } else { to_others.clone() };
+        }
+    }
+
     /// What was worth nothing is charged to the household; the socket is left alone until it is paid.
     fn pay(&mut self) {
         let worthless = std::mem::take(&mut self.worthless);
@@ -455,13 +466,15 @@ impl Miner {
         let due = self.server.deadline_ms().min(self.shown_ms.saturating_add(BOARD_EVERY_MS));
         // At the bound of open batches the socket is left alone: the store slows the miner, never
         // fills our memory.
-        let pauses = self.reads_from_ms > self.shared.clock.now().mono_ms;
+        let pauses = self.reads_from_ms > 0 && self.reads_from_ms > self.shared.clock.now().mono_ms;
         let reads = self.server.takes_more() && !pauses;
         let due = if pauses { due.min(self.reads_from_ms) } else { due };
         let due = self.shared.clock.instant(due);
+        if due < self.alarm.deadline() || self.alarm.is_elapsed() {
+            self.alarm.as_mut().reset(due);
+        }
         tokio::select! {
             biased;
-            () = self.shared.shutdown.cancelled() => Err(End::Stopping),
             changed = self.templates.changed() => {
                 changed.map(|()| Event::Template).map_err(|_| End::Stopping)
             }
@@ -471,7 +484,7 @@ impl Miner {
                 0 => Err(End::Eof),
                 _ => Ok(Event::Bytes),
             },
-            () = sleep_until(due) => Ok(Event::Time),
+            () = self.alarm.as_mut() => Ok(Event::Time),
         }
     }
 
@@ -773,7 +786,7 @@ impl Miner {
             channels: rows,
             custom_jobs: self.custom.as_ref().map(|custom| custom.shown()),
         };
-        self.hash_rate = row.hash_rate();
+        self.listen_as(self.shared.board.is_large(row.hash_rate()));
         self.shared.board.publish(row);
     }
 }

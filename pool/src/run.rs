@@ -53,7 +53,7 @@ use crate::miner::{Clock, Shared, unix_s};
 use crate::pace::Pace;
 use crate::places::{ChannelRoom, Places};
 use crate::store::Store;
-use crate::templates::{Published, Templates};
+use crate::templates::{self, Published, Templates};
 use crate::tokens;
 
 /// What the mining port serves. Where no jobs are declared a client that selects its own work hears so at
@@ -246,7 +246,7 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
         policy: Arc::new(policy(config)),
         setup: mining_setup(config),
         identity,
-        templates: published.clone(),
+        calls: templates::call(published.clone(), miners_stop.clone()),
         judge: declare.map(|_| Arc::new(judge)),
         extranonces: ExtranonceAllocator::new(config.pool.node_id, epoch),
         credit,

@@ -94,6 +94,30 @@ pub struct Feed {
     pub task: JoinHandle<()>,
 }
 
+/// Work as connections are told of it. Both close when the pool stops.
+pub struct Calls {
+    /// For those with much hash rate, who are told a moment earlier.
+    pub to_large: watch::Receiver<Published>,
+    /// For everybody else.
+    pub to_others: watch::Receiver<Published>,
+}
+
+/// Passes on what is published, until `stop`. Tasks have their turns in the order they are woken in.
+#[must_use]
+pub fn call(mut templates: watch::Receiver<Published>, stop: CancellationToken) -> Calls {
+    let first = templates.borrow_and_update().clone();
+    let (large, to_large) = watch::channel(first.clone());
+    let (others, to_others) = watch::channel(first);
+    tokio::spawn(async move {
+        while let Some(Ok(())) = stop.run_until_cancelled(templates.changed()).await {
+            let newest = templates.borrow_and_update().clone();
+            large.send_replace(newest.clone());
+            others.send_replace(newest);
+        }
+    });
+    Calls { to_large, to_others }
+}
+
 /// The node's templates and what the pool puts into them.
 pub struct Templates {
     node: Arc<dyn Node>,
