@@ -89,9 +89,16 @@ impl Seen {
         self.buckets = grown;
     }
 
-    /// Forgets everything: a new tip makes every old header impossible.
+    /// Forgets everything: a new tip makes every old header impossible. A table that was put to use is
+    /// kept, because the next tip will want as much; one that was not is given back, so that a channel
+    /// that has fallen silent holds nothing.
     pub fn clear(&mut self) {
-        *self = Self::default();
+        if self.count * 4 >= self.buckets.len() * FULL {
+            self.buckets.fill(Bucket::EMPTY);
+            self.count = 0;
+        } else {
+            *self = Self::default();
+        }
     }
 }
 
@@ -200,6 +207,24 @@ mod tests {
             let bytes = size_of_val(&*seen.buckets);
             prop_assert!(bytes <= (count as usize * 8 * 8 / 3).max(64), "{} bytes", bytes);
         }
+    }
+
+    #[test]
+    fn a_table_is_kept_for_the_next_tip_and_given_back_when_it_is_not_used() {
+        let mut seen = Seen::default();
+        let fill =
+            |seen: &mut Seen, count| (1..=count).all(|number| seen.insert(&scattered(number)));
+        assert!(fill(&mut seen, 1_000));
+        let len = seen.buckets.len();
+        seen.clear();
+        assert!(fill(&mut seen, len as u64 * FULL as u64 / 4), "what was cleared is new again");
+        assert_eq!(seen.buckets.len(), len);
+        seen.clear();
+        assert!(fill(&mut seen, len as u64 * FULL as u64 / 4 - 1));
+        assert_eq!(seen.buckets.len(), len, "a quarter was used");
+        seen.clear();
+        assert_eq!(seen.buckets.len(), 0, "one less was");
+        assert!(fill(&mut seen, 10));
     }
 
     #[test]
