@@ -28,8 +28,7 @@ const SETUP: SetupPolicy = SetupPolicy {
     protocol: Protocol::TemplateDistribution,
     supported_flags: 0,
     accept_unknown_flags: true,
-    supported_extensions: &[],
-    required_extensions: &[],
+    ..SetupPolicy::MINING
 };
 
 /// Codes of RequestTransactionData.Error.
