@@ -146,13 +146,31 @@ fn whatever_the_check_finds_wrong_the_declarer_is_told_the_code_and_why_js4_js10
         link.declare(&Job::new(3, 1));
         let details = "outputs pay 1 sat less than they must".to_owned();
         let said = link.checked(3, CheckOutcome::Refused { refusal, details: details.clone() });
-        let code = refusal.code().to_owned();
+        let code = refusal.code_on_wire().to_owned();
         assert_eq!(said, [Said::Refused { request_id: 3, code, details: details.clone() }]);
         // And the connection's history.
         let told = link.effects.pop().unwrap();
         assert!(
             matches!(told, Effect::Refused { request_id: 3, refusal: r, details: d } if r == refusal && d == details)
         );
+    }
+}
+
+#[test]
+fn what_is_our_fault_sends_no_declarer_away_and_the_history_has_the_truth() {
+    for refusal in [DeclareRefusal::Internal, DeclareRefusal::TooMany] {
+        let mut link = Link::new();
+        link.declare(&Job::new(3, 1));
+        let details = "the node does not answer".to_owned();
+        let said = link.checked(3, CheckOutcome::Refused { refusal, details: details.clone() });
+        let code = "stale-chain-tip".to_owned();
+        assert_eq!(said, [Said::Refused { request_id: 3, code, details }]);
+        let kept = link.effects.pop().unwrap();
+        assert!(matches!(kept, Effect::Refused { refusal: kept, .. } if kept == refusal));
+        // The same connection is served when the node is back.
+        link.declare(&Job::new(4, 1));
+        let said = link.checked(4, CheckOutcome::Approved(token(9)));
+        assert_eq!(said, [Said::Declared { request_id: 4, token: token(9) }]);
     }
 }
 
@@ -328,7 +346,7 @@ fn thirty_jobs_may_be_declared_at_once_and_one_every_two_seconds_after() {
         let said = link.declare(&Job::new(1, 1));
         match said[..] {
             [] => drop(link.checked(1, CheckOutcome::Approved(token(2)))),
-            _ => assert_eq!(refused(&said), "too-many-declarations"),
+            _ => assert_eq!(refused(&said), "stale-chain-tip"),
         }
         said.is_empty()
     };
@@ -375,7 +393,7 @@ fn the_socket_is_left_alone_while_as_many_as_may_be_are_under_check() {
     }
     assert!(!link.server.takes_more());
     // What was in the same read all the same.
-    assert_eq!(refused(&link.declare(&Job::new(77, 1))), "too-many-declarations");
+    assert_eq!(refused(&link.declare(&Job::new(77, 1))), "stale-chain-tip");
     link.checked(2, CheckOutcome::Approved(token(2)));
     assert!(link.server.takes_more());
 }

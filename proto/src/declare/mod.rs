@@ -47,8 +47,7 @@ pub struct Solution {
     pub version: u32,
 }
 
-/// Why a declaration is refused; each is a code that the declarer reads (`RULES.md`). SRI's declarator
-/// leaves the pool on any but `stale-chain-tip`.
+/// Why a declaration is refused, each with its code (`RULES.md`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DeclareRefusal {
     /// The setup said that transactions are kept private, so no full template can be declared.
@@ -88,7 +87,7 @@ impl DeclareRefusal {
         Self::Internal,
     ];
 
-    /// The error_code of DeclareMiningJob.Error.
+    /// What histories, logs and metrics call it.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -102,6 +101,24 @@ impl DeclareRefusal {
             Self::InvalidJob => "invalid-job",
             Self::TooMany => "too-many-declarations",
             Self::Internal => "internal-error",
+        }
+    }
+
+    /// The error_code of DeclareMiningJob.Error: `code`, but for what is our state and no fault of the
+    /// declarer's. SRI's declarator leaves a pool for good on any code but `stale-chain-tip`, on which it
+    /// declares its next template; a pool whose node restarts must not lose every one of them.
+    #[must_use]
+    pub const fn code_on_wire(self) -> &'static str {
+        match self {
+            Self::TooMany | Self::Internal => Self::StaleChainTip.code(),
+            Self::NoTransactionData
+            | Self::InvalidToken
+            | Self::MissingTransactions
+            | Self::InvalidCoinbaseTx
+            | Self::InvalidCoinbaseTxInput
+            | Self::InvalidCoinbaseOutputs
+            | Self::StaleChainTip
+            | Self::InvalidJob => self.code(),
         }
     }
 }

@@ -531,7 +531,7 @@ fn refuse(request_id: u32, refusal: DeclareRefusal, mut details: String, out: &m
     details.truncate(details.floor_char_boundary(DETAILS_MAX));
     out.say(DeclareMiningJobError {
         request_id,
-        error_code: Str0255::text(refusal.code()),
+        error_code: Str0255::text(refusal.code_on_wire()),
         error_details: B064K::new(details.as_bytes()).expect("DETAILS_MAX is far below 65,535"),
     });
     out.effects.push(Effect::Refused { request_id, refusal, details });

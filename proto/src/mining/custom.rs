@@ -108,8 +108,8 @@ pub struct CustomRefused {
     pub reason: String,
 }
 
-/// Each is a code that the client reads (`RULES.md`): SRI's strings, on which its declarator decides
-/// whether it looks for another pool.
+/// Each with its code (`RULES.md`): SRI's strings, on which its declarator decides whether it looks for
+/// another pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CustomRefusal {
     /// The setup did not say REQUIRES_WORK_SELECTION, or no job is declared here (rule P60).
@@ -171,7 +171,7 @@ impl CustomRefusal {
         Self::Internal,
     ];
 
-    /// The error_code of SetCustomMiningJob.Error.
+    /// What histories, logs and metrics call it.
     #[must_use]
     pub const fn code(self) -> &'static str {
         match self {
@@ -192,6 +192,30 @@ impl CustomRefusal {
             Self::InvalidCoinbaseTx => "invalid-coinbase-tx",
             Self::TooManyJobs => "too-many-jobs",
             Self::Internal => "internal-error",
+        }
+    }
+
+    /// The error_code of SetCustomMiningJob.Error: `code`, but for what is our state and no fault of the
+    /// client's, as `DeclareRefusal::code_on_wire` has it.
+    #[must_use]
+    pub const fn code_on_wire(self) -> &'static str {
+        match self {
+            Self::TooManyJobs | Self::Internal => Self::StaleChainTip.code(),
+            Self::NotSupported
+            | Self::InvalidChannelId
+            | Self::InvalidToken
+            | Self::NotYetValidated
+            | Self::StaleChainTip
+            | Self::InvalidMinNtime
+            | Self::InvalidNbits
+            | Self::InvalidVersion
+            | Self::InvalidCoinbaseTxVersion
+            | Self::InvalidCoinbasePrefix
+            | Self::InvalidCoinbaseSequence
+            | Self::InvalidCoinbaseOutputs
+            | Self::InvalidCoinbaseLocktime
+            | Self::InvalidMerklePath
+            | Self::InvalidCoinbaseTx => self.code(),
         }
     }
 }

@@ -110,7 +110,7 @@ fn whatever_the_pool_finds_wrong_is_told_and_kept_in_the_history_p62_p63() {
         link.ask(channel, 9, &Custom::of(&chain.active()));
         let asked = request(&mut link);
         let said = link.verdict(&asked, Err((refusal, "1 sat short".to_owned())));
-        let code = refusal.code().to_owned();
+        let code = refusal.code_on_wire().to_owned();
         assert_eq!(said, [Said::CustomError { channel, request_id: 9, code }]);
         let kept = link.customs_refused().remove(0);
         assert_eq!((kept.channel.0, kept.request_id, kept.refusal), (channel, 9, refusal));
@@ -118,6 +118,21 @@ fn whatever_the_pool_finds_wrong_is_told_and_kept_in_the_history_p62_p63() {
         // Nothing was promised, so nothing is credited.
         assert!(link.client.device(channel).works.is_empty());
         assert!(link.customs_accepted().is_empty());
+    }
+}
+
+#[test]
+fn what_is_our_fault_sends_no_client_away() {
+    for refusal in [CustomRefusal::Internal, CustomRefusal::TooManyJobs] {
+        let chain = Chain::new(HARD_NBITS);
+        let (mut link, channel) = selecting(&chain);
+        let custom = Custom::of(&chain.active());
+        link.ask(channel, 9, &custom);
+        let asked = request(&mut link);
+        let said = link.verdict(&asked, Err((refusal, "no tokens now".to_owned())));
+        assert_eq!(code(&said), "stale-chain-tip");
+        assert_eq!(link.customs_refused().remove(0).refusal, refusal, "the history has the truth");
+        link.custom(channel, &custom, Worth::POOL_JOB);
     }
 }
 
@@ -220,7 +235,8 @@ fn so_many_requests_are_judged_at_a_time_and_so_many_come_in_a_minute() {
     for request_id in 0..CUSTOM_REQUESTS_MAX as u32 {
         assert!(link.ask(channel, request_id, &custom).is_empty());
     }
-    assert_eq!(code(&link.ask(channel, 77, &custom)), "too-many-jobs");
+    assert_eq!(code(&link.ask(channel, 77, &custom)), "stale-chain-tip");
+    assert_eq!(link.customs_refused().remove(0).refusal, CustomRefusal::TooManyJobs);
     for asked in link.requests() {
         link.promise(&asked, &custom.template, Worth::POOL_JOB);
     }
@@ -448,7 +464,8 @@ fn work_whose_difficulty_could_not_be_kept_waits_for_the_next_tip() {
     link.ask(channel, 2, &custom.numbered(CUSTOM_SPACES_MAX as u32));
     let asked = request(&mut link);
     let said = link.promise(&asked, &custom.template, Worth::POOL_JOB);
-    assert_eq!(code(&said), "too-many-jobs");
+    assert_eq!(code(&said), "stale-chain-tip");
+    assert_eq!(link.customs_refused().remove(0).refusal, CustomRefusal::TooManyJobs);
     // Known work is no burden.
     link.custom(channel, &custom.numbered(0), Worth::POOL_JOB);
     link.template(chain.advance());

@@ -306,7 +306,7 @@ fn refuse(
     out.say(SetCustomMiningJobError {
         channel_id: channel.0,
         request_id,
-        error_code: Str0255::text(refusal.code()),
+        error_code: Str0255::text(refusal.code_on_wire()),
     });
     let refused = CustomRefused { channel, request_id, refusal, reason };
     out.effects.push(Effect::CustomRefused(Box::new(refused)));
