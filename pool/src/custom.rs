@@ -197,6 +197,27 @@ fn no_token(why: NoToken) -> (CustomRefusal, String) {
     (refusal, why.to_string())
 }
 
+/// What lasts of jobs whose verdicts the server has and did not speak of yet, by request. Of one whose
+/// channels are closed it never speaks.
+struct Pending<T>(Vec<((ChannelId, u32), T)>);
+
+impl<T> Pending<T> {
+    /// What was there of the same request gives way: no number waits twice, so its verdict was passed over,
+    /// and the credit of this job would go to that one.
+    fn put(&mut self, of: (ChannelId, u32), job: T) {
+        self.0.retain(|(known, _)| *known != of);
+        if self.0.len() >= CUSTOM_PENDING_MAX {
+            self.0.remove(0);
+        }
+        self.0.push((of, job));
+    }
+
+    fn take(&mut self, of: (ChannelId, u32)) -> Option<T> {
+        let at = self.0.iter().position(|(known, _)| *known == of)?;
+        Some(self.0.remove(at).1)
+    }
+}
+
 /// One connection's custom jobs: requests that are judged, jobs that shares may come of, and what was
 /// refused.
 pub struct CustomJobs {
@@ -204,8 +225,7 @@ pub struct CustomJobs {
     household: IpAddr,
     connection: u64,
     asked: JoinSet<Verdict>,
-    /// Verdicts that the server has and did not speak of yet.
-    pending: Vec<((ChannelId, u32), Mined)>,
+    pending: Pending<Mined>,
     /// By tip, the newest last.
     tips: VecDeque<OnTip>,
     accepted: u64,
@@ -226,7 +246,7 @@ impl CustomJobs {
             household,
             connection,
             asked: JoinSet::new(),
-            pending: Vec::new(),
+            pending: Pending(Vec::new()),
             tips: VecDeque::new(),
             accepted: 0,
             history: History::default(),
@@ -257,10 +277,7 @@ impl CustomJobs {
     /// What the server is to be told; what lasts of the job stays here until it says what it did.
     pub fn take(&mut self, verdict: &mut Verdict) {
         if let Some(mined) = verdict.mined.take() {
-            if self.pending.len() >= CUSTOM_PENDING_MAX {
-                self.pending.remove(0);
-            }
-            self.pending.push(((verdict.channel, verdict.request_id), mined));
+            self.pending.put((verdict.channel, verdict.request_id), mined);
         }
     }
 
@@ -268,7 +285,7 @@ impl CustomJobs {
     pub fn accepted(&mut self, accepted: &CustomAccepted, metrics: &Metrics) -> MiningJobToken {
         self.accepted += 1;
         metrics.custom_job_answered("accepted");
-        let mined = self.pending_of(accepted.channel, accepted.request_id);
+        let mined = self.pending.take((accepted.channel, accepted.request_id));
         if let Some(mined) = mined {
             let DeclaredRecord { height, factor_ppm, mode, .. } = *mined.record;
             let (connection, job) = (self.connection, accepted.job_id.0);
@@ -286,15 +303,10 @@ impl CustomJobs {
 
     /// A job was told no.
     pub fn refused(&mut self, refused: CustomRefused) {
-        drop(self.pending_of(refused.channel, refused.request_id));
+        drop(self.pending.take((refused.channel, refused.request_id)));
         let CustomRefused { refusal, reason, .. } = refused;
         let row = RefusalRow { at: unix_s().into(), code: refusal.code(), reason };
         self.history.refused(row);
-    }
-
-    fn pending_of(&mut self, channel: ChannelId, request_id: u32) -> Option<Mined> {
-        let at = self.pending.iter().position(|(of, _)| *of == (channel, request_id))?;
-        Some(self.pending.remove(at).1)
     }
 
     /// Jobs of tips that are long gone go, with what they hold.
@@ -339,5 +351,35 @@ impl CustomJobs {
     pub fn shown(&self) -> CustomJobsSnapshot {
         let (refused, refusals) = self.history.shown();
         CustomJobsSnapshot { accepted: self.accepted, refused, refusals }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_was_never_spoken_of_has_no_part_in_the_next_of_its_number() {
+        let (group, other) = (ChannelId(1), ChannelId(2));
+        let mut pending = Pending(Vec::new());
+        // The channels closed before the verdict came: nothing is said of the first.
+        pending.put((group, 7), "first");
+        pending.put((other, 7), "of another channel");
+        pending.put((group, 7), "second");
+        assert_eq!(pending.take((group, 7)), Some("second"));
+        assert_eq!(pending.take((group, 7)), None);
+        assert_eq!(pending.take((other, 7)), Some("of another channel"));
+    }
+
+    #[test]
+    fn as_many_jobs_wait_to_be_spoken_of_as_are_judged_and_the_oldest_gives_way() {
+        let mut pending = Pending(Vec::new());
+        for number in 0..=CUSTOM_PENDING_MAX as u32 {
+            pending.put((ChannelId(1), number), number);
+        }
+        assert_eq!(pending.take((ChannelId(1), 0)), None);
+        assert_eq!(pending.take((ChannelId(1), 1)), Some(1));
+        let newest = CUSTOM_PENDING_MAX as u32;
+        assert_eq!(pending.take((ChannelId(1), newest)), Some(newest));
     }
 }

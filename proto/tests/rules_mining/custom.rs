@@ -257,6 +257,26 @@ fn so_many_requests_are_judged_at_a_time_and_so_many_come_in_a_minute() {
 }
 
 #[test]
+fn a_request_that_waits_has_its_number_to_itself() {
+    let chain = Chain::new(HARD_NBITS);
+    let (mut link, channel) = selecting(&chain);
+    let other_channel = link.open_at_floor(Kind::Extended);
+    let custom = Custom::of(&chain.active());
+    link.ask(channel, 9, &custom);
+    let asked = request(&mut link);
+    let second = Custom { token: vec![8; 16], ..custom.numbered(2) };
+    assert_eq!(code(&link.ask(channel, 9, &second)), "stale-chain-tip");
+    assert!(link.requests().is_empty(), "whose token a verdict is for must be sure");
+    assert_eq!(link.customs_refused().remove(0).refusal, CustomRefusal::TooManyJobs);
+    // On another channel it is another request, and one that was answered waits no more.
+    assert!(link.ask(other_channel, 9, &second).is_empty());
+    link.promise(&asked, &custom.template, Worth::POOL_JOB);
+    assert_eq!(link.customs_accepted().remove(0).token, asked.token);
+    assert!(link.ask(channel, 9, &second).is_empty());
+    assert_eq!(link.requests().len(), 2);
+}
+
+#[test]
 fn shares_of_a_promised_job_are_credited_with_what_it_is_worth_p64_p65() {
     let chain = Chain::new(HARD_NBITS);
     let (mut link, channel) = selecting(&chain);

@@ -69,6 +69,10 @@ impl CustomWork {
         }
     }
 
+    fn waits_for(&self, of: (ChannelId, u32)) -> bool {
+        self.waiting.iter().any(|waiting| (waiting.channel, waiting.request_id) == of)
+    }
+
     /// How many difficulties would be new.
     fn missing(&self, space: &Space, channels: &[ChannelId]) -> usize {
         let Some(known) = self.spaces.get(space) else { return channels.len() };
@@ -141,6 +145,10 @@ impl Server {
         let account = account.ok_or((CustomRefusal::InvalidChannelId, "no extended channel"))?;
         if !is_one_account {
             return Err((CustomRefusal::InvalidChannelId, "a group of several accounts"));
+        }
+        if work.waits_for((channel, custom.request_id)) {
+            // Two verdicts for one number: each could be taken for the other's, with its token.
+            return Err((CustomRefusal::TooManyJobs, "a request of this number waits"));
         }
         if work.waiting.len() >= CUSTOM_REQUESTS_MAX || !work.pace.take(now.mono_ms) {
             return Err((CustomRefusal::TooManyJobs, "asked for too fast"));
