@@ -189,6 +189,37 @@ fn a_group_of_several_accounts_has_no_token_in_common_p61() {
 }
 
 #[test]
+fn a_channel_of_another_account_has_no_part_in_a_job_that_was_judged_when_it_opened() {
+    use proto::message::OpenExtendedMiningChannel;
+    for closes in [false, true] {
+        let chain = Chain::new(HARD_NBITS);
+        let (mut link, alices) = selecting(&chain);
+        let custom = Custom::of(&chain.active());
+        link.ask(1, 1, &custom);
+        let asked = request(&mut link);
+        let said = link.say(OpenExtendedMiningChannel {
+            request_id: 1,
+            user_identity: proto::wire::Str0255::text("mallory"),
+            nominal_hash_rate: 0.0,
+            max_target: ANY_TARGET,
+            min_extranonce_size: 0,
+        });
+        let [Said::Opened { channel: mallorys, .. }] = said[..] else { panic!("{said:?}") };
+        if closes {
+            link.close(alices);
+            assert!(link.promise(&asked, &custom.template, Worth::POOL_JOB).is_empty());
+            assert!(link.customs_accepted().is_empty(), "the token is still alice's");
+            continue;
+        }
+        link.promise(&asked, &custom.template, Worth::POOL_JOB);
+        let share = link.client.good_share(alices);
+        assert!(link.submit(&share).is_empty());
+        let share = link.client.good_share(mallorys);
+        assert_eq!(code(&link.submit(&share)), "invalid-job-id");
+    }
+}
+
+#[test]
 fn a_custom_job_is_asked_for_up_to_each_bound_and_not_a_step_beyond() {
     let chain = Chain::new(HARD_NBITS);
     let plain = Custom::of(&chain.active());

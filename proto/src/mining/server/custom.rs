@@ -46,6 +46,8 @@ struct Waiting {
     channel: ChannelId,
     request_id: u32,
     token: MiningJobToken,
+    /// The token's, so the job is for its channels alone.
+    account: Arc<str>,
 }
 
 /// All that a header is made of but what is rolled: two jobs with the same are the same work.
@@ -118,9 +120,9 @@ impl Server {
         let (channel, request_id) = (ChannelId(custom.channel_id), custom.request_id);
         match self.hear_custom_job(now, custom) {
             Ok(request) => {
-                let token = request.token;
+                let (token, account) = (request.token, Arc::clone(&request.account));
                 if let Some(work) = &mut self.custom {
-                    work.waiting.push(Waiting { channel, request_id, token });
+                    work.waiting.push(Waiting { channel, request_id, token, account });
                 }
                 out.effects.push(Effect::CustomJob(request));
             }
@@ -193,7 +195,7 @@ impl Server {
     }
 
     /// The pool's answer to one request. Where every channel that it was for is closed by now, nothing more
-    /// is said (rule P13).
+    /// is said (rule P13). A channel of another account may have come to the group meanwhile.
     pub(super) fn on_custom_verdict(
         &mut self,
         now: Now,
@@ -205,8 +207,12 @@ impl Server {
         let is_it =
             |waiting: &Waiting| (waiting.channel, waiting.request_id) == (channel, request_id);
         let Some(at) = work.waiting.iter().position(is_it) else { return };
-        let Waiting { token, .. } = work.waiting.remove(at);
-        let members = self.extended_of(channel);
+        let Waiting { token, account, .. } = work.waiting.remove(at);
+        let mut members = self.extended_of(channel);
+        let is_his = |member: &ChannelId| {
+            self.channels.get(member).is_some_and(|member| member.owner.account == account)
+        };
+        members.retain(is_his);
         if members.is_empty() {
             return;
         }
