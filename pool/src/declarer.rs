@@ -262,7 +262,7 @@ impl Declarer {
                 // Frames may have been left in the buffer at the bound of declarations.
                 self.take_frames(now_ms)?;
             }
-            Event::Template => self.follow(),
+            Event::Template => self.follow(now_ms)?,
             Event::Time => {}
         }
         self.keep_time(now_ms)
@@ -303,14 +303,16 @@ impl Declarer {
     }
 
     /// Jobs of tips before the last go, with what they hold: their blocks come too late.
-    fn follow(&mut self) {
+    fn follow(&mut self, now_ms: u64) -> Result<(), End> {
         let tip = self.templates.borrow_and_update().active.tip.hash;
         if self.tips.contains(&tip) {
-            return;
+            return Ok(());
         }
         self.tips = [self.tips[1], tip];
         let tips = &self.tips;
         self.approved.retain(|approved| tips.contains(&approved.record.prev_hash));
+        self.server.handle(now_ms, Input::NewTip, &mut self.out)?;
+        Ok(())
     }
 
     /// What is due by now. Asked after every event: a declarer who never pauses does not stop the clock.

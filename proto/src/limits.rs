@@ -182,6 +182,11 @@ pub const CUSTOM_JOB_EVERY_MS: u64 = 2_000;
 /// difficulty that was forgotten would let a client choose the one that pays him most.
 pub const CUSTOM_SPACES_MAX: usize = 4_096;
 
+/// Tokens, declarations and custom jobs that a new tip pays for, beyond their paces: an empty template, a
+/// full one, and two for a client that is slow to follow. Where blocks come by the second, as on chains for
+/// tests, the paces alone would leave an honest declarer without a job.
+pub const JOBS_PER_TIP: u64 = 4;
+
 // ---- declarations (spec chapter 6) ----
 
 /// Outputs of a declared or custom coinbase, with their count: every share of the job hashes them. Ninety

@@ -171,6 +171,11 @@ impl Pace {
         may
     }
 
+    /// Gives more than the pace does, up to the burst.
+    pub(crate) fn grant(&mut self, more: u64) {
+        self.left = self.left.saturating_add(more).min(self.burst);
+    }
+
     /// When there is one again, mono ms; not after `now_ms` if there is one.
     pub(crate) fn next_ms(&self) -> u64 {
         if self.left > 0 { self.counted_ms } else { self.counted_ms.saturating_add(self.every_ms) }

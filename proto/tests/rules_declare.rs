@@ -18,7 +18,7 @@ use proto::limits::{
     COINBASE_OUTPUTS_MAX, DECLARATION_EVERY_MS, DECLARATIONS_BURST, DECLARATIONS_OPEN_MAX,
     DECLARE_CLIENT_PAYLOAD_MAX, DECLARE_PROVIDE_PAYLOAD_MAX, DECLARED_PREFIX_MAX,
     DECLARED_TRANSACTIONS_MAX, DECLARER_TOKEN_EVERY_MS, DECLARER_TOKENS_BURST, DETAILS_MAX,
-    PROVIDE_WAIT_MS, SOLUTION_EVERY_MS, SOLUTIONS_BURST, SUFFIX_BESIDES_OUTPUTS_MAX,
+    JOBS_PER_TIP, PROVIDE_WAIT_MS, SOLUTION_EVERY_MS, SOLUTIONS_BURST, SUFFIX_BESIDES_OUTPUTS_MAX,
     TOKEN_REQUESTS_WAITING_MAX,
 };
 use proto::message::{AllocateMiningJobToken, Message, PushSolution, SetTarget};
@@ -356,6 +356,32 @@ fn thirty_jobs_may_be_declared_at_once_and_one_every_two_seconds_after() {
     assert!(!declare(&mut link));
     link.pass(1);
     assert!(declare(&mut link) && !declare(&mut link));
+}
+
+#[test]
+fn a_new_tip_pays_for_its_tokens_and_declarations_whatever_the_pace() {
+    let mut link = Link::new();
+    let declare_until_refused = |link: &mut Link| {
+        let is_taken = |_: &u32| {
+            let said = link.declare(&Job::new(1, 1));
+            link.checked(1, CheckOutcome::Approved(token(2)));
+            said.is_empty()
+        };
+        (1..100).take_while(is_taken).count() as u64
+    };
+    // A full purse holds no more for it.
+    assert!(link.handle(Input::NewTip).unwrap().is_empty());
+    assert_eq!(declare_until_refused(&mut link), DECLARATIONS_BURST);
+    for request_id in 0..DECLARER_TOKENS_BURST as u32 + 2 * JOBS_PER_TIP as u32 {
+        link.allocate(request_id);
+    }
+    assert_eq!(link.allocations().len() as u64, DECLARER_TOKENS_BURST);
+    for _ in 0..2 {
+        // Who waits for a token has it at once.
+        link.handle(Input::NewTip).unwrap();
+        assert_eq!(link.allocations().len() as u64, JOBS_PER_TIP);
+        assert_eq!(declare_until_refused(&mut link), JOBS_PER_TIP);
+    }
 }
 
 #[test]

@@ -15,8 +15,8 @@ use crate::limits::{
     COINBASE_OUTPUTS_MAX, DECLARATION_EVERY_MS, DECLARATIONS_BURST, DECLARATIONS_OPEN_MAX,
     DECLARE_CLIENT_PAYLOAD_MAX, DECLARE_PROVIDE_PAYLOAD_MAX, DECLARED_PREFIX_MAX,
     DECLARED_TRANSACTIONS_MAX, DECLARER_TOKEN_EVERY_MS, DECLARER_TOKENS_BURST, DETAILS_MAX,
-    GIVEN_UP_MAX, PROVIDE_WAIT_MS, SOLUTION_EVERY_MS, SOLUTIONS_BURST, SUFFIX_BESIDES_OUTPUTS_MAX,
-    TOKEN_REQUESTS_WAITING_MAX,
+    GIVEN_UP_MAX, JOBS_PER_TIP, PROVIDE_WAIT_MS, SOLUTION_EVERY_MS, SOLUTIONS_BURST,
+    SUFFIX_BESIDES_OUTPUTS_MAX, TOKEN_REQUESTS_WAITING_MAX,
 };
 use crate::message::{
     AllocateMiningJobToken, AllocateMiningJobTokenSuccess, DeclareMiningJob, DeclareMiningJobError,
@@ -47,6 +47,8 @@ pub enum Input<'a> {
         /// What came of it.
         outcome: CheckOutcome,
     },
+    /// The chain has a new tip, on which everybody declares anew.
+    NewTip,
     /// Time went by (`Server::deadline_ms`).
     Time,
 }
@@ -216,6 +218,10 @@ impl Server {
                 self.on_allocated(now_ms, request_id, token, out);
             }
             Input::Checked { request_id, outcome } => self.on_checked(request_id, outcome, out),
+            Input::NewTip => {
+                self.tokens.grant(JOBS_PER_TIP);
+                self.declarations.grant(JOBS_PER_TIP);
+            }
             Input::Time => self.expire(now_ms, out),
         }
         self.ask_for_tokens(now_ms, out);

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use proto::limits::{
     COINBASE_OUTPUTS_MAX, CUSTOM_JOB_EVERY_MS, CUSTOM_JOBS_BURST, CUSTOM_REQUESTS_MAX,
-    CUSTOM_SPACES_MAX, EXTRANONCE_LEN, MERKLE_PATH_MAX, PAST_JOBS_MAX, SCRIPT_SIG_MAX,
+    CUSTOM_SPACES_MAX, EXTRANONCE_LEN, JOBS_PER_TIP, MERKLE_PATH_MAX, PAST_JOBS_MAX,
+    SCRIPT_SIG_MAX,
 };
 use proto::message::setup_flags::{REQUIRES_STANDARD_JOBS, REQUIRES_WORK_SELECTION};
 use proto::mining::server::Policy;
@@ -305,6 +306,31 @@ fn a_request_that_waits_has_its_number_to_itself() {
     assert_eq!(link.customs_accepted().remove(0).token, asked.token);
     assert!(link.ask(channel, 9, &second).is_empty());
     assert_eq!(link.requests().len(), 2);
+}
+
+#[test]
+fn a_new_tip_pays_for_its_jobs_whatever_the_pace() {
+    let mut chain = Chain::new(HARD_NBITS);
+    let (mut link, channel) = selecting(&chain);
+    let ask_until_refused = |link: &mut Link, custom: &Custom| {
+        let is_taken = |number: &u32| {
+            let said = link.ask(channel, *number, &custom.numbered(*number));
+            for asked in link.requests() {
+                link.promise(&asked, &custom.template, Worth::POOL_JOB);
+            }
+            said.is_empty()
+        };
+        (1..100).take_while(is_taken).count() as u64
+    };
+    // A full purse holds no more for it.
+    link.template(chain.advance());
+    assert_eq!(ask_until_refused(&mut link, &Custom::of(&chain.active())), CUSTOM_JOBS_BURST);
+    for _ in 0..3 {
+        link.template(chain.advance());
+        assert_eq!(ask_until_refused(&mut link, &Custom::of(&chain.active())), JOBS_PER_TIP);
+    }
+    link.template(chain.fuller());
+    assert_eq!(ask_until_refused(&mut link, &Custom::of(&chain.active())), 0, "no other tip");
 }
 
 #[test]

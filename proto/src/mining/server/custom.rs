@@ -15,7 +15,8 @@ use super::{CustomAccepted, Effect, GROUP, Outbox, Server};
 use crate::job::{ActiveTemplate, Job, JobId};
 use crate::limits::{
     COINBASE_OUTPUTS_MAX, CUSTOM_JOB_EVERY_MS, CUSTOM_JOBS_BURST, CUSTOM_REQUESTS_MAX,
-    CUSTOM_SPACES_MAX, EXTRANONCE_LEN, MERKLE_PATH_MAX, SCRIPT_SIG_MAX, VERSION_ROLLING_MASK,
+    CUSTOM_SPACES_MAX, EXTRANONCE_LEN, JOBS_PER_TIP, MERKLE_PATH_MAX, SCRIPT_SIG_MAX,
+    VERSION_ROLLING_MASK,
 };
 use crate::message::{SetCustomMiningJob, SetCustomMiningJobError, SetCustomMiningJobSuccess};
 use crate::mining::given::Given;
@@ -255,6 +256,7 @@ impl Server {
             channel.retire_jobs(&self.given);
         }
         if let Some(work) = &mut self.custom {
+            work.pace.grant(JOBS_PER_TIP);
             work.spaces.clear();
             work.frozen = 0;
             work.height = height;
