@@ -181,6 +181,10 @@ pub const CUSTOM_JOB_EVERY_MS: u64 = 2_000;
 /// pace above two hours and a quarter of jobs. Beyond, a new one is refused until the tip moves; a
 /// difficulty that was forgotten would let a client choose the one that pays him most.
 pub const CUSTOM_SPACES_MAX: usize = 4_096;
+/// Where a connection has many channels, so many for each: a job for the group is as many as the group has
+/// channels. Eight minutes and a half of jobs at the pace above, without the ones that a tip pays for; at 16
+/// bytes a channel that is 4 KiB.
+pub const CUSTOM_SPACES_PER_CHANNEL: usize = 256;
 
 /// Tokens, declarations and custom jobs that a new tip pays for, beyond their paces: an empty template, a
 /// full one, and two for a client that is slow to follow. Where blocks come by the second, as on chains for

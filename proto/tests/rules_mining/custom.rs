@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use proto::limits::{
     COINBASE_OUTPUTS_MAX, CUSTOM_JOB_EVERY_MS, CUSTOM_JOBS_BURST, CUSTOM_REQUESTS_MAX,
-    CUSTOM_SPACES_MAX, EXTRANONCE_LEN, JOBS_PER_TIP, MERKLE_PATH_MAX, PAST_JOBS_MAX,
-    SCRIPT_SIG_MAX,
+    CUSTOM_SPACES_MAX, CUSTOM_SPACES_PER_CHANNEL, EXTRANONCE_LEN, JOBS_PER_TIP, MERKLE_PATH_MAX,
+    PAST_JOBS_MAX, SCRIPT_SIG_MAX,
 };
 use proto::message::setup_flags::{REQUIRES_STANDARD_JOBS, REQUIRES_WORK_SELECTION};
 use proto::mining::server::Policy;
@@ -547,6 +547,26 @@ fn work_whose_difficulty_could_not_be_kept_waits_for_the_next_tip() {
     link.custom(channel, &custom.numbered(0), Worth::POOL_JOB);
     link.template(chain.advance());
     link.custom(channel, &Custom::of(&chain.active()), Worth::POOL_JOB);
+}
+
+#[test]
+fn a_group_of_many_channels_has_as_many_jobs_under_a_tip_as_it_has_reason_for() {
+    let chain = Chain::new(HARD_NBITS);
+    let (mut link, _) = selecting(&chain);
+    let channels = CUSTOM_SPACES_MAX / CUSTOM_SPACES_PER_CHANNEL + 1;
+    for _ in 1..channels {
+        link.open_at_floor(Kind::Extended);
+    }
+    let custom = Custom::of(&chain.active());
+    for number in 0..CUSTOM_SPACES_PER_CHANNEL as u32 {
+        link.now.mono_ms += CUSTOM_JOB_EVERY_MS;
+        link.custom(1, &custom.numbered(number), Worth::POOL_JOB);
+    }
+    link.now.mono_ms += CUSTOM_JOB_EVERY_MS;
+    link.ask(1, 2, &custom.numbered(CUSTOM_SPACES_PER_CHANNEL as u32));
+    let asked = request(&mut link);
+    assert_eq!(code(&link.promise(&asked, &custom.template, Worth::POOL_JOB)), "stale-chain-tip");
+    assert_eq!(link.customs_refused().remove(0).refusal, CustomRefusal::TooManyJobs);
 }
 
 #[test]

@@ -15,8 +15,8 @@ use super::{CustomAccepted, Effect, GROUP, Outbox, Server};
 use crate::job::{ActiveTemplate, Job, JobId};
 use crate::limits::{
     COINBASE_OUTPUTS_MAX, CUSTOM_JOB_EVERY_MS, CUSTOM_JOBS_BURST, CUSTOM_REQUESTS_MAX,
-    CUSTOM_SPACES_MAX, EXTRANONCE_LEN, JOBS_PER_TIP, MERKLE_PATH_MAX, SCRIPT_SIG_MAX,
-    VERSION_ROLLING_MASK,
+    CUSTOM_SPACES_MAX, CUSTOM_SPACES_PER_CHANNEL, EXTRANONCE_LEN, JOBS_PER_TIP, MERKLE_PATH_MAX,
+    SCRIPT_SIG_MAX, VERSION_ROLLING_MASK,
 };
 use crate::message::{SetCustomMiningJob, SetCustomMiningJobError, SetCustomMiningJobSuccess};
 use crate::mining::given::Given;
@@ -286,7 +286,8 @@ impl Server {
             return Err((CustomRefusal::NotSupported, String::new()));
         };
         let missing = work.missing(&space, members);
-        if work.frozen + missing > CUSTOM_SPACES_MAX {
+        let most = CUSTOM_SPACES_MAX.max(CUSTOM_SPACES_PER_CHANNEL * self.channels.len());
+        if work.frozen + missing > most {
             let reason = "too many jobs under one tip".to_owned();
             return Err((CustomRefusal::TooManyJobs, reason));
         }
