@@ -193,6 +193,18 @@ impl DeclaredJob {
         self.body.as_ref()
     }
 
+    /// Takes the transactions from an equal list, so that two jobs hold it once; nothing if it is another.
+    pub fn share(&mut self, body: Arc<Body>) {
+        let is_equal = |own: &Arc<Body>| own.id() == body.id() && !Arc::ptr_eq(own, &body);
+        if !self.body.as_ref().is_some_and(is_equal) {
+            return;
+        }
+        let transactions = Some(Arc::clone(body.transactions()));
+        let template = Template { transactions, ..self.job.template().as_ref().clone() };
+        self.job = Job::from_parts(Arc::new(template), self.job.coinbase());
+        self.body = Some(body);
+    }
+
     /// Height of the block to be found.
     #[must_use]
     pub fn height(&self) -> u32 {

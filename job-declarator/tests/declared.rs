@@ -248,6 +248,17 @@ async fn what_a_first_check_made_of_a_list_serves_the_second() {
     wrong.coinbase_suffix[at] ^= 1;
     let refused = check(&wrong, &desk.context(), &unknown, &same).unwrap_err();
     assert_eq!(refused, Refusal::Commitment);
+    // One that was checked at the same time takes it later, and is the same job.
+    let mut other = desk.sound(&declared);
+    let block = mine_job(other.job(), &desk.shown.prev_hash, 77);
+    other.share(Arc::clone(body));
+    assert!(Arc::ptr_eq(other.body().unwrap(), body));
+    let transactions = other.job().template().transactions.as_ref().unwrap();
+    assert!(Arc::ptr_eq(transactions, body.transactions()));
+    assert_eq!(mine_job(other.job(), &desk.shown.prev_hash, 77), block);
+    let stranger = Desk::new(8).await;
+    other.share(Arc::clone(stranger.sound(&stranger.declaration()).body().unwrap()));
+    assert!(Arc::ptr_eq(other.body().unwrap(), body), "another list");
     // A body of another list is not taken for it.
     let mut shorter = declared;
     shorter.wtxids.pop();

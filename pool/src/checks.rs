@@ -350,14 +350,15 @@ impl Checks {
         account: &str,
         published: &Published,
     ) -> Result<Judged, Refused> {
-        let own: usize = supplied.iter().map(|transaction| transaction.bytes().len()).sum();
-        let own = own + own_len(&job);
-        let room = self.room.take(who.household, own).ok_or_else(|| {
+        let supplied_len: usize =
+            supplied.iter().map(|transaction| transaction.bytes().len()).sum();
+        let own = supplied_len + own_len(&job);
+        let mut room = self.room.take(who.household, own).ok_or_else(|| {
             let details = "the jobs that this address has approved hold too much".to_owned();
             (DeclareRefusal::TooMany, details)
         })?;
         let tip = published.active.tip;
-        let job = match self.taken.covers(&tip, &job) {
+        let mut job = match self.taken.covers(&tip, &job) {
             true => job,
             false => self.verdict(who, job, tip).await?,
         };
@@ -369,9 +370,12 @@ impl Checks {
             error!(%error, "the system has no randomness for a job's name");
             fault("no name for the job")
         })?;
-        if let Some(body) = job.body() {
-            self.library.keep(Arc::clone(body), supplied).await;
+        if let Some(body) = job.body().cloned() {
+            let kept = self.library.keep(body, supplied).await.ok_or_else(going_down)?;
+            job.share(kept);
         }
+        let own = supplied_len + own_len(&job);
+        room.shrink_to(own);
         let approved = Approved { job: *job, record: Arc::new(record), _room: room };
         self.metrics.approved_hold(self.room.taken());
         Ok(Judged::Sound(Box::new(Sound { approved, own })))

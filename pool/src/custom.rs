@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use job_declarator::declared::{Refusal, coinbase_only};
-use proto::limits::NTIME_AHEAD_MAX_S;
+use proto::limits::{NTIME_AHEAD_MAX_S, PAST_JOBS_MAX};
 use proto::mining::server::CustomAccepted;
 use proto::mining::{
     ChannelId, CreditBatch, CustomJob, CustomJobRequest, CustomRefusal, CustomRefused, DeclaredId,
@@ -50,8 +50,10 @@ pub struct Judge {
 #[derive(Debug, Clone)]
 struct Mined {
     record: Arc<DeclaredRecord>,
-    /// Keeps its room as long as its shares may come.
-    _approved: Option<Arc<Approved>>,
+    /// That it was set for; a group stands for all of its channels.
+    channel: ChannelId,
+    /// Keeps its room as long as a share may name it.
+    approved: Option<Arc<Approved>>,
 }
 
 /// What the judge says of one request.
@@ -159,7 +161,7 @@ impl Judge {
         let (job, record) = judged?;
         let worth = Worth { declared: Some(record.id), factor_ppm: record.factor_ppm };
         let tip = PrevHash { min_ntime: request.min_ntime, ..published.active.tip };
-        let mined = Mined { record: Arc::new(record), _approved: None };
+        let mined = Mined { record: Arc::new(record), channel: request.channel, approved: None };
         Ok((CustomJob { job: job.job().clone(), tip, worth }, mined))
     }
 }
@@ -175,7 +177,8 @@ fn declared(
     let job = approved.job.custom_job(request, &tip, ntime).map_err(|refusal| refused(&refusal))?;
     let tip = PrevHash { min_ntime: request.min_ntime, ..tip };
     let worth = approved.worth();
-    let mined = Mined { record: Arc::clone(&approved.record), _approved: Some(approved) };
+    let record = Arc::clone(&approved.record);
+    let mined = Mined { record, channel: request.channel, approved: Some(approved) };
     Ok((CustomJob { job, tip, worth }, mined))
 }
 
@@ -234,6 +237,7 @@ pub struct CustomJobs {
 
 struct OnTip {
     prev_hash: [u8; 32],
+    /// Their records; the jobs themselves only while a share may name them.
     jobs: VecDeque<Mined>,
 }
 
@@ -321,12 +325,21 @@ impl CustomJobs {
 
     fn keep(&mut self, mined: Mined) {
         self.follow(mined.record.prev_hash);
+        self.let_go(mined.channel);
         if let Some(tip) = self.tips.back_mut() {
             if tip.jobs.len() >= CUSTOM_JOBS_KEPT {
                 tip.jobs.pop_front();
             }
             tip.jobs.push_back(mined);
         }
+    }
+
+    /// Another job comes for this channel, which then knows `PAST_JOBS_MAX` beside it. Of those before only
+    /// the record is of use, to the ledger.
+    fn let_go(&mut self, channel: ChannelId) {
+        let newest_first = self.tips.iter_mut().rev().flat_map(|tip| tip.jobs.iter_mut().rev());
+        let of_channel = newest_first.filter(|job| job.channel == channel);
+        of_channel.skip(PAST_JOBS_MAX).for_each(|job| job.approved = None);
     }
 
     /// What lasts of a job.

@@ -38,7 +38,7 @@ pub struct LibraryHandle {
 
 enum Ask {
     LookUp { declaration: Box<Declaration>, answer: oneshot::Sender<(Box<Declaration>, Known)> },
-    Keep { body: Arc<Body>, supplied: Vec<Transaction> },
+    Keep { body: Arc<Body>, supplied: Vec<Transaction>, answer: oneshot::Sender<Arc<Body>> },
     Template { prev_hash: [u8; 32], transactions: Vec<Transaction> },
 }
 
@@ -54,10 +54,12 @@ impl LibraryHandle {
     }
 
     /// Takes in what an approved declaration has, and what of it was new. Both stay as long as somebody
-    /// else holds them.
-    pub async fn keep(&self, body: Arc<Body>, supplied: Vec<Transaction>) {
-        // A library that has ended keeps nothing.
-        let _ = self.queue.send(Ask::Keep { body, supplied }).await;
+    /// else holds them. Of equal lists the first stands for all, also of those that were checked at the
+    /// same time: it is what comes back. `None`: the pool is going down.
+    pub async fn keep(&self, body: Arc<Body>, supplied: Vec<Transaction>) -> Option<Arc<Body>> {
+        let (answer, kept) = oneshot::channel();
+        self.queue.send(Ask::Keep { body, supplied, answer }).await.ok()?;
+        kept.await.ok()
     }
 }
 
@@ -137,17 +139,27 @@ impl Library {
                 // Who asked may be gone.
                 let _ = answer.send((declaration, known));
             }
-            Ask::Keep { body, supplied } => {
+            Ask::Keep { body, supplied, answer } => {
                 for transaction in supplied {
                     self.shelve(transaction);
                 }
-                if self.bodies.len() >= LIBRARY_BODIES_MAX {
-                    self.bodies.retain(|_, body| body.strong_count() > 0);
-                }
-                self.bodies.insert(*body.id(), Arc::downgrade(&body));
+                // Who asked may be gone.
+                let _ = answer.send(self.keep(body));
             }
             Ask::Template { prev_hash, transactions } => self.add_template(prev_hash, transactions),
         }
+    }
+
+    /// The body as the library has it.
+    fn keep(&mut self, body: Arc<Body>) -> Arc<Body> {
+        if let Some(first) = self.bodies.get(body.id()).and_then(Weak::upgrade) {
+            return first;
+        }
+        if self.bodies.len() >= LIBRARY_BODIES_MAX {
+            self.bodies.retain(|_, body| body.strong_count() > 0);
+        }
+        self.bodies.insert(*body.id(), Arc::downgrade(&body));
+        body
     }
 
     fn known(&self, wtxids: &[[u8; 32]]) -> Known {

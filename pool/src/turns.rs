@@ -113,16 +113,25 @@ impl Room {
     }
 }
 
-impl Drop for Held {
-    fn drop(&mut self) {
+impl Held {
+    /// Gives back what is held beyond this amount.
+    pub fn shrink_to(&mut self, amount: usize) {
+        let surplus = self.amount.saturating_sub(amount);
+        self.amount -= surplus;
         let mut taken = unpoisoned(&self.room.taken);
-        taken.total = taken.total.saturating_sub(self.amount);
+        taken.total = taken.total.saturating_sub(surplus);
         if let Some(own) = taken.by_household.get_mut(&self.household) {
-            *own = own.saturating_sub(self.amount);
+            *own = own.saturating_sub(surplus);
             if *own == 0 {
                 taken.by_household.remove(&self.household);
             }
         }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.shrink_to(0);
     }
 }
 
@@ -176,6 +185,11 @@ mod tests {
         let farm = room.take(FARM, 4).unwrap();
         assert!(room.take(FARM, 1).is_none(), "one beyond all");
         assert_eq!(room.taken(), 10);
+        let mut home = home;
+        home.shrink_to(4);
+        home.shrink_to(5);
+        assert_eq!(room.taken(), 8);
+        assert!(room.take(HOME, 3).is_none() && room.take(HOME, 2).is_some());
         drop(home);
         assert!(room.take(FARM, 2).is_some() && room.take(FARM, usize::MAX).is_none());
         drop(farm);

@@ -13,6 +13,7 @@ mod session;
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use declarator::{Declarator, OwnJob, Wire, setup, spend, unseen, with_transactions};
@@ -21,7 +22,7 @@ use pool::board::ConnectionSnapshot;
 use pool::config::{Config, NodeKind};
 use pool::run::{self, Running};
 use pool::store::{BlockRecord, BlockState, DeclareMode, Route};
-use proto::limits::EXTRANONCE_LEN;
+use proto::limits::{EXTRANONCE_LEN, PAST_JOBS_MAX};
 use proto::message::{Message, Protocol, SetCustomMiningJob, setup_flags};
 use proto::template::{Output, Template};
 use proto::wire::{B064K, B0255, Seq0255U256};
@@ -141,6 +142,56 @@ async fn a_second_declarer_of_the_same_transactions_is_asked_for_none() {
     let (job, id) = bob.set_up(&rig.pool, 4).await;
     assert_eq!(bob.asked, [27]);
     bob.mine_one(&job, id).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_holds_no_room_once_no_share_can_name_it() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut alice = Declarator::open(&rig.pool, "alice").await;
+    let mut held = Vec::new();
+    // Each is measured while those before are mined.
+    for _ in 0..PAST_JOBS_MAX + 4 {
+        alice.set_up(&rig.pool, 0).await;
+        held.push(rig.metric("pool_declare_approved_bytes"));
+    }
+    let full = &held[PAST_JOBS_MAX..];
+    assert!(held[PAST_JOBS_MAX - 1] < full[1], "{held:?}");
+    // The first had the list to itself.
+    assert!(full[1] >= full[2] && full[2] >= full[3], "{held:?}");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_that_are_declared_at_the_same_time_are_held_once() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut declarators = Vec::new();
+    let mut jobs = Vec::new();
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        let mut declarator = Declarator::open(&rig.pool, name).await;
+        let allocated = declarator.allocate().await;
+        jobs.push((OwnJob::new(&rig.pool, &[], &allocated.script).await, allocated));
+        declarators.push(declarator);
+    }
+    let mut asked = Vec::new();
+    for (declarator, (job, allocated)) in declarators.iter_mut().zip(&jobs) {
+        asked.push(declarator.say_declaration(&allocated.token, job).await);
+    }
+    for (declarator, request_id) in declarators.iter_mut().zip(asked) {
+        let verdict = declarator.finish_declaration(request_id, |_| panic!("nothing is missing"));
+        verdict.await.unwrap();
+    }
+    // Two more of the same, one by one, show what a job takes beside its list.
+    let (job, _) = &jobs[0];
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let allocated = declarators[0].allocate().await;
+        declarators[0].declare(&allocated.token, job).await.unwrap();
+        held.push(rig.metric("pool_declare_approved_bytes"));
+    }
+    let alone = held[1] - held[0];
+    let list = (job.template.known_transactions().len() * size_of::<Arc<[u8]>>()) as f64;
+    assert!(held[0] <= 7.0 * alone + list, "{held:?}, a list of {list}");
     rig.stop().await;
 }
 
