@@ -8,12 +8,12 @@
 //! Several pool nodes on one PostgreSQL each hold only their own proofs in memory. That is enough: node
 //! and start stand in every extranonce prefix, so two nodes cannot be sent the same header.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use proto::mining::{Committed, CreditBatch, CreditGroup};
+use proto::mining::{Committed, CreditBatch, CreditGroup, DeclaredId};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -22,7 +22,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::limits::{
     CREDIT_COMMIT_BATCHES_MAX, CREDIT_COMMIT_SHARES_MAX, CREDIT_QUEUE_MAX, CREDIT_RETRY_FIRST,
-    CREDIT_RETRY_MAX, CREDIT_SHUTDOWN_GRACE, SEEN_TIPS_MAX,
+    CREDIT_RETRY_MAX, CREDIT_SHUTDOWN_GRACE, DECLARED_WRITTEN_MAX, SEEN_TIPS_MAX,
 };
 use crate::metrics::Metrics;
 use crate::store::{CommitId, DeclaredRecord, ShareBatch, Store, StoreError};
@@ -33,6 +33,7 @@ pub struct Credit {
     node: u16,
     commits: CommitIds,
     seen: Seen,
+    written: Written,
     failing_since: watch::Sender<FailingSince>,
     metrics: Arc<Metrics>,
 }
@@ -79,7 +80,8 @@ impl Credit {
         }
         info!(tips, proofs = seen.len(), "credit rebuilt");
         let failing_since = watch::Sender::new(None);
-        Ok(Self { store, node, commits: CommitIds::new(), seen, failing_since, metrics })
+        let (commits, written) = (CommitIds::new(), Written::default());
+        Ok(Self { store, node, commits, seen, written, failing_since, metrics })
     }
 
     /// Starts the task. It ends when `shutdown` is cancelled or every handle is gone, after it has
@@ -169,7 +171,7 @@ impl Ledger {
             answers.push((reply, Committed { id, duplicates }));
         }
         if !rows.is_empty() {
-            self.commit(&rows).await?;
+            self.commit(rows).await?;
         }
         for (reply, committed) in answers {
             // A connection that ended hears nothing; its shares are credited all the same.
@@ -198,22 +200,26 @@ impl Ledger {
     }
 
     /// One transaction under one id, however many attempts it takes.
-    async fn commit(&mut self, rows: &[ShareBatch]) -> Result<(), GaveUp> {
-        let Credit { store, node, commits, metrics, failing_since, .. } = &mut self.credit;
+    async fn commit(&mut self, mut rows: Vec<ShareBatch>) -> Result<(), GaveUp> {
+        let Credit { store, node, commits, written, metrics, failing_since, .. } = &mut self.credit;
         let id = commits.next();
         let started = Instant::now();
         let shares: usize = rows.iter().map(|row| row.group.proofs.len()).sum();
         let mut patience = Patience::new(&self.shutdown, metrics, failing_since);
+        let mut left_out = written.leave_out(&mut rows);
         let appended = loop {
-            match store.append(*node, id, rows).await {
+            match store.append(*node, id, &rows).await {
                 Ok(appended) => break appended,
                 Err(error) => {
+                    // Perhaps the store is another by now, which has lost what it said yes to.
+                    put_back(&mut rows, &mut left_out);
                     metrics.credit_waits(self.submitted.len());
                     patience.after(error).await?;
                 }
             }
         };
         patience.over();
+        written.note(&rows);
         let took = started.elapsed();
         debug!(shares, groups = rows.len(), ?took, ?appended, "credited");
         metrics.credit_committed(took.as_secs_f64(), shares);
@@ -237,6 +243,42 @@ fn with_its_job(
         group.worth.declared = None;
     }
     ShareBatch { received_at_ms, group, declared: job }
+}
+
+/// Declared jobs whose rows the store has for certain: they need not be written with each of their shares.
+#[derive(Default)]
+struct Written {
+    ids: HashSet<DeclaredId>,
+    oldest_first: VecDeque<DeclaredId>,
+}
+
+impl Written {
+    /// Takes out of the rows the jobs that are written: each with its row's place.
+    fn leave_out(&self, rows: &mut [ShareBatch]) -> Vec<(usize, Arc<DeclaredRecord>)> {
+        let take = |row: &mut ShareBatch| row.declared.take_if(|job| self.ids.contains(&job.id));
+        rows.iter_mut().enumerate().filter_map(|(at, row)| Some((at, take(row)?))).collect()
+    }
+
+    /// After the store has said yes.
+    fn note(&mut self, rows: &[ShareBatch]) {
+        for job in rows.iter().filter_map(|row| row.declared.as_ref()) {
+            if !self.ids.insert(job.id) {
+                continue;
+            }
+            self.oldest_first.push_back(job.id);
+            if self.oldest_first.len() > DECLARED_WRITTEN_MAX
+                && let Some(oldest) = self.oldest_first.pop_front()
+            {
+                self.ids.remove(&oldest);
+            }
+        }
+    }
+}
+
+fn put_back(rows: &mut [ShareBatch], left_out: &mut Vec<(usize, Arc<DeclaredRecord>)>) {
+    for (at, job) in left_out.drain(..) {
+        rows[at].declared = Some(job);
+    }
 }
 
 /// What the ledger does between two attempts of the same thing: waits longer each time, for ever in
@@ -442,6 +484,8 @@ mod tests {
     use proto::target::Difficulty;
     use proto::template::TemplateId;
 
+    use crate::store::DeclareMode;
+
     fn group(tip: u8, numbers: &[u8]) -> CreditGroup {
         let proof = |number: &u8| Proof {
             hash: [*number; 32],
@@ -500,6 +544,59 @@ mod tests {
         assert_eq!(seen.not_loaded(&[group(1, &[])]), None);
         assert_eq!(seen.not_loaded(&[group(3, &[])]), None);
         assert_eq!(seen.not_loaded(&[group(2, &[])]), Some([2; 32]));
+    }
+
+    /// A share of a declared job that is at hand.
+    fn share_of(number: u16) -> ShareBatch {
+        let mut id = [0; 16];
+        id[..2].copy_from_slice(&number.to_be_bytes());
+        let job = DeclaredRecord {
+            id: DeclaredId(id),
+            node: 0,
+            declared_at_ms: 1,
+            account: "a".to_owned(),
+            mode: DeclareMode::FullTemplate,
+            height: 1,
+            prev_hash: [1; 32],
+            nbits: 0x207f_ffff,
+            version: 0x2000_0000,
+            coinbase_prefix: vec![],
+            coinbase_suffix: vec![],
+            merkle_path: vec![],
+            transactions: Some(0),
+            value_sats: 1,
+            pool_sats: 1,
+            fees_sats: 0,
+            reference_fees_sats: 0,
+            factor_ppm: 1_000_000,
+        };
+        let mut group = group(1, &[1]);
+        group.worth.declared = Some(job.id);
+        with_its_job(1, group, &[Arc::new(job)])
+    }
+
+    #[test]
+    fn a_declared_job_is_written_with_its_first_shares_alone() {
+        let mut written = Written::default();
+        let job_goes_in = |written: &Written, number| {
+            let mut rows = [share_of(number)];
+            let mut left_out = written.leave_out(&mut rows);
+            assert!(rows[0].group.worth.declared.is_some(), "the share names it all the same");
+            let goes_in = rows[0].declared.is_some();
+            put_back(&mut rows, &mut left_out);
+            assert_eq!(rows, [share_of(number)], "what is tried again is whole");
+            goes_in
+        };
+        assert!(job_goes_in(&written, 0), "the store has not said yes");
+        written.note(&[share_of(0), share_of(0), share_of(1)]);
+        assert!(!job_goes_in(&written, 0) && !job_goes_in(&written, 1) && job_goes_in(&written, 2));
+        for number in 2..DECLARED_WRITTEN_MAX as u16 {
+            written.note(&[share_of(number)]);
+        }
+        assert!(!job_goes_in(&written, 0));
+        written.note(&[share_of(DECLARED_WRITTEN_MAX as u16)]);
+        assert!(job_goes_in(&written, 0) && !job_goes_in(&written, 1), "one beyond the bound");
+        assert_eq!(written.ids.len(), DECLARED_WRITTEN_MAX);
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub const CREDIT_COMMIT_SHARES_MAX: usize = 32_768;
 /// asks for it, so the bound costs time and never a double credit. A key of 16 bytes stands for a
 /// proof of 64 bytes on disk: what is held of a tip is bounded by the work that miners paid for it.
 pub const SEEN_TIPS_MAX: usize = 4;
+/// Declared jobs that the ledger knows to be in the store, 16 bytes each, twice: 250 declarators with a new
+/// template every 30 s need 16 minutes for as many. One that is forgotten is written once more, to no effect.
+pub const DECLARED_WRITTEN_MAX: usize = 8_192;
 /// First pause after the store refused a commit, doubled at each refusal ...
 pub const CREDIT_RETRY_FIRST: Duration = Duration::from_millis(50);
 /// ... up to this: a store that comes back is noticed before a miner gives up (30 s and more).
