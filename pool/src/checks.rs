@@ -256,12 +256,15 @@ impl Checks {
     ) -> Result<Judged, Refused> {
         let account = self.tokens.account_of(declaration.token).await.map_err(no_token)?;
         findings.account = Some(Arc::clone(&account));
+        // What a declaration is given to hold while it is checked, few have at once.
+        let mut turn = self.cores.take(who.household).await;
         let looked_up = self.library.look_up(declaration).await;
         let (mut declaration, mut known) = looked_up.ok_or_else(going_down)?;
         let mut ahead_until = None;
         let (published, found) = loop {
             let published = self.templates.borrow().clone();
-            let checked = self.check_apart(who, declaration, known, published.clone()).await?;
+            let checked =
+                self.check_apart(who, turn, declaration, known, published.clone()).await?;
             (declaration, known) = (checked.declaration, checked.known);
             match checked.found {
                 Ok(found) => break (published, found),
@@ -271,6 +274,7 @@ impl Checks {
                     if !self.tip_moves(&published.active.tip, until).await {
                         return Err(refused(&Refusal::OtherHeight { found, expected }));
                     }
+                    turn = self.cores.take(who.household).await;
                 }
                 Err(refusal) => return Err(refused(&refusal)),
             }
@@ -308,11 +312,11 @@ impl Checks {
     async fn check_apart(
         &self,
         who: Who,
+        turn: Turn,
         declaration: Box<Declaration>,
         known: Known,
         published: Published,
     ) -> Result<CheckedApart, Refused> {
-        let turn = self.cores.take(who.household).await;
         let book = self.book.clone();
         let metrics = Arc::clone(&self.metrics);
         let apart = tokio::task::spawn_blocking(move || {
