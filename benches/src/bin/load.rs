@@ -1,9 +1,10 @@
 //! The swarm against a pool that it starts itself: the embedded chain, SQLite on disk, the difficulty pinned.
-//! What BENCHMARKS.md names. Exit code 0 clean, 1 something was wrong, 2 usage.
+//! What BENCHMARKS.md names. Exit code 0 clean, 1 something was wrong or a goal was missed, 2 usage.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
+use benches::swarm::declarers::DeclarerOptions;
 use benches::swarm::local::{LocalPool, Running};
 use benches::swarm::{self, Options, Report};
 use clap::Parser;
@@ -16,6 +17,8 @@ struct Arguments {
     local: LocalPool,
     #[command(flatten)]
     options: Options,
+    #[command(flatten)]
+    declarers: DeclarerOptions,
 }
 
 fn main() -> ExitCode {
@@ -29,12 +32,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(Arguments { local, mut options }: Arguments) -> Result<bool> {
+fn run(Arguments { local, mut options, declarers }: Arguments) -> Result<bool> {
     options.check()?;
+    declarers.check(&options)?;
     let alone = if options.idle { Some(alone(&local, &options)?) } else { None };
-    let pool = Running::start(&local, &options)?;
+    let pool = Running::start_declaring(&local, &options, &declarers)?;
     options.pid = Some(pool.pid());
-    let mut report = swarm::run(pool.address, &options)?;
+    let declaring = pool.declaring(&local, &options, declarers);
+    let mut report = swarm::run_declaring(pool.address, &options, declaring)?;
     if let Some(alone) = &alone {
         report.judge_memory(alone);
     }
@@ -46,7 +51,7 @@ fn run(Arguments { local, mut options }: Arguments) -> Result<bool> {
     if !report.is_clean() {
         eprintln!("the pool said last:\n{}", pool.last_words());
     }
-    Ok(report.is_clean())
+    Ok(report.is_clean() && report.meets_goals())
 }
 
 /// The same run with one connection: what a pool of that age holds however many there are.

@@ -153,7 +153,7 @@ impl Book {
 }
 
 /// Words come from the pool: what is kept of them is bounded.
-fn count_word(counts: &mut BTreeMap<String, u64>, word: &str, count: u64) {
+pub(super) fn count_word(counts: &mut BTreeMap<String, u64>, word: &str, count: u64) {
     let known = counts.contains_key(word) || counts.len() < WORDS_MAX;
     let word: String = if known { word.chars().take(100).collect() } else { OTHER.to_owned() };
     *counts.entry(word).or_default() += count;

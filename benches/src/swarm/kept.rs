@@ -120,14 +120,22 @@ struct Look {
 
 impl Look {
     fn now(pool: Option<u32>) -> Result<Self> {
-        let stat = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
         Ok(Self {
             at: Instant::now(),
             pool_s: pool.and_then(|pid| usage(pid).ok()).map(|usage| usage.cpu_s),
             ours_s: usage(std::process::id())?.cpu_s,
-            idle_s: idle_seconds(&stat).context("no idle time in /proc/stat")?,
+            idle_s: idle_s()?,
         })
     }
+}
+
+/// Seconds that all cores together had nothing to do, since the machine started.
+///
+/// # Errors
+/// /proc is not that of Linux.
+pub(super) fn idle_s() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
+    idle_seconds(&stat).context("no idle time in /proc/stat")
 }
 
 /// Of all cores: idle, and waiting for a disk.

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::declarers::{DeclarerOptions, Declaring};
 use super::options::Options;
 
 /// From the start until the pool listens.
@@ -31,6 +32,8 @@ const BLOCK_HASHES: u64 = 500_000;
 const ROOM: usize = 2_000;
 /// Practically every hash is a share.
 const DIFFICULTY_LOG2: i16 = -32;
+/// The same on the port of job declaration, whose limit for all must not be below that for one address.
+const DECLARERS_ROOM: usize = 250;
 
 /// How the pool is set up.
 #[derive(Debug, Clone, Args)]
@@ -77,6 +80,8 @@ pub struct Running {
     folder: tempfile::TempDir,
     /// Where miners connect.
     pub address: SocketAddr,
+    /// Where declarers do, and where its metrics are, if it takes any.
+    declares: Option<[SocketAddr; 2]>,
 }
 
 impl Running {
@@ -93,18 +98,42 @@ impl Running {
     /// # Errors
     /// As `start`.
     pub fn start_on(node: Option<&NodeAt>, local: &LocalPool, options: &Options) -> Result<Self> {
+        Self::start_for(node, local, options, 0)
+    }
+
+    /// The same on its own chain, with room for these declarers.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn start_declaring(
+        local: &LocalPool,
+        options: &Options,
+        declarers: &DeclarerOptions,
+    ) -> Result<Self> {
+        Self::start_for(None, local, options, declarers.declarers)
+    }
+
+    fn start_for(
+        node: Option<&NodeAt>,
+        local: &LocalPool,
+        options: &Options,
+        declarers: usize,
+    ) -> Result<Self> {
         let binary = match &local.pool {
             Some(binary) => binary.clone(),
             None => beside_us("pool", "cargo build --release -p pool")?,
         };
-        let http = free_port()?;
+        let [declare, http] = [free_port()?, free_port()?];
         let config = |folder: &Path, address| {
+            let listens = Listens { address, declare, declarers, http };
             let payout = node.map_or("", |node| &node.payout_address);
             format!("[pool]\npayout_address = {payout:?}\n")
-                + &config_text(local, options, folder, address, http)
+                + &config_text(local, options, folder, listens)
                 + &chain_text(node, local, options)
         };
-        Self::launch(&binary, &["run", "-c"], local.folder.as_deref(), config)
+        let mut running = Self::launch(&binary, &["run", "-c"], local.folder.as_deref(), config)?;
+        running.declares = (declarers > 0).then_some([declare, http]);
+        Ok(running)
     }
 
     /// Starts `binary` with `arguments` and a configuration file behind them, in a new folder, and waits
@@ -135,7 +164,7 @@ impl Running {
             .stderr(log)
             .spawn()
             .with_context(|| format!("starting {}", binary.display()))?;
-        let mut running = Self { process, folder, address };
+        let mut running = Self { process, folder, address, declares: None };
         running.wait_until_it_listens()?;
         Ok(running)
     }
@@ -144,6 +173,24 @@ impl Running {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.id()
+    }
+
+    /// What declarers have to know of it; `None` if there are to be none.
+    #[must_use]
+    pub fn declaring(
+        &self,
+        local: &LocalPool,
+        options: &Options,
+        declarers: DeclarerOptions,
+    ) -> Option<Declaring> {
+        self.declares.map(|[declare, http]| Declaring {
+            options: declarers,
+            declare,
+            http,
+            chain: self.folder.path().join("data").join("chain"),
+            tx_count: local.tx_count,
+            block_hashes: block_hashes(options),
+        })
     }
 
     fn wait_until_it_listens(&mut self) -> Result<()> {
@@ -208,22 +255,33 @@ fn free_port() -> Result<SocketAddr> {
     listener.local_addr().context("a free port")
 }
 
-fn config_text(
-    local: &LocalPool,
-    options: &Options,
-    folder: &Path,
+fn block_hashes(options: &Options) -> u64 {
+    if options.tips_every.is_some() { BLOCK_HASHES } else { NO_BLOCKS }
+}
+
+/// The pool's ports and who comes to them.
+struct Listens {
     address: SocketAddr,
+    declare: SocketAddr,
+    declarers: usize,
     http: SocketAddr,
-) -> String {
+}
+
+fn config_text(local: &LocalPool, options: &Options, folder: &Path, listens: Listens) -> String {
+    let Listens { address, declare, declarers, http } = listens;
     let data_dir = folder.join("data");
-    let connections = options.connections + ROOM;
+    let connections = options.connections + declarers + ROOM;
+    let declare = match declarers {
+        0 => "enabled = false".to_owned(),
+        _ => format!("address = \"{declare}\"\nmax_connections = {}", declarers + DECLARERS_ROOM),
+    };
     let LocalPool { difficulty_log2, store_url, .. } = local;
     let store = store_url.as_deref().unwrap_or_default();
     format!(
         "data_dir = {data_dir:?}\n\
          [listen]\naddress = \"{address}\"\nmax_connections = {connections}\n\
          max_connections_per_address = 1000\n\
-         [declare]\nenabled = false\n\
+         [declare]\n{declare}\n\
          [http]\naddress = \"{http}\"\n\
          [store]\nurl = {store:?}\n\
          [difficulty]\nfloor_log2 = {difficulty_log2}\nceiling_log2 = {difficulty_log2}\n\
@@ -235,7 +293,7 @@ fn config_text(
 fn chain_text(node: Option<&NodeAt>, local: &LocalPool, options: &Options) -> String {
     match node {
         None => {
-            let block_hashes = if options.tips_every.is_some() { BLOCK_HASHES } else { NO_BLOCKS };
+            let block_hashes = block_hashes(options);
             let tx_count = local.tx_count;
             format!(
                 "[node]\nkind = \"embedded\"\n\

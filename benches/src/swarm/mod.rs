@@ -6,6 +6,7 @@
 
 mod book;
 mod connection;
+pub mod declarers;
 pub mod fanout;
 mod finder;
 mod histogram;
@@ -36,6 +37,7 @@ use tokio::task::LocalSet;
 
 use book::{Book, Span};
 use connection::{DRAIN_MAX, Phase, Plan};
+use declarers::Declaring;
 use kept::Cores;
 pub use options::{Options, check_target};
 pub use probe::{Verdicts, probe};
@@ -78,7 +80,7 @@ pub type TipMaker = Box<dyn FnMut() -> Result<([u8; 32], Instant)> + Send>;
 /// # Errors
 /// Nothing could be measured: bad options, no connection, a thread that failed.
 pub fn run(address: SocketAddr, options: &Options) -> Result<Report> {
-    run_with_tips(address, options, None)
+    run_beside(address, options, None, None)
 }
 
 /// The same; tips are made by `tips`, where there is one, and not by blocks found in the pool.
@@ -90,10 +92,35 @@ pub fn run_with_tips(
     options: &Options,
     tips: Option<TipMaker>,
 ) -> Result<Report> {
+    run_beside(address, options, tips, None)
+}
+
+/// The same, with declarers in the middle half of the run.
+///
+/// # Errors
+/// As `run`.
+pub fn run_declaring(
+    address: SocketAddr,
+    options: &Options,
+    declaring: Option<Declaring>,
+) -> Result<Report> {
+    run_beside(address, options, None, declaring)
+}
+
+fn run_beside(
+    address: SocketAddr,
+    options: &Options,
+    tips: Option<TipMaker>,
+    declaring: Option<Declaring>,
+) -> Result<Report> {
     options.check()?;
+    if let Some(declaring) = &declaring {
+        declaring.options.check(options)?;
+    }
+    let declarers = declaring.as_ref().map_or(0, |declaring| declaring.options.declarers);
     let before = options.pid.map(usage).transpose()?;
     let attackers = if options.hostile { hostile::FILES } else { 0 };
-    raise_file_limit(options.connections + attackers)?;
+    raise_file_limit(options.connections + attackers + 2 * declarers)?;
     let plan = Arc::new(Plan {
         address,
         options: options.clone(),
@@ -122,7 +149,7 @@ pub fn run_with_tips(
     let from = Instant::now() + LEAD;
     let span = Span { from, until: from + options.length };
     to_phase.send_replace(Phase::Running(span));
-    let beside = beside(address, options, span, tips)?;
+    let beside = beside(address, options, span, tips, declaring)?;
     let cores = options.hostile.then(|| Cores::during(span, options.pid)).transpose()?;
     let is_drained = || plan.drained.load(Ordering::Relaxed) == options.connections;
     // With a number of shares to send it is over when they are answered.
@@ -138,9 +165,10 @@ pub fn run_with_tips(
         book.add(thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??);
     }
     book.span = Some(span);
-    let Beside { finder, hostile } = beside;
+    let Beside { finder, hostile, declarers } = beside;
     let found = finder.map(join).transpose()?;
     let attack = hostile.map(join).transpose()?;
+    let declared = declarers.map(join).transpose()?.transpose()?;
     if options.pid.is_some() {
         thread::sleep(AFTER_CLOSE);
         pool.closed = look(options);
@@ -151,7 +179,7 @@ pub fn run_with_tips(
     Ok(Report::new(
         options,
         book,
-        &report::Around { pool, own_open, own_end, opening_s, found, attack, cores },
+        &report::Around { pool, own_open, own_end, opening_s, found, attack, cores, declared },
     ))
 }
 
@@ -161,6 +189,7 @@ type Found = (Vec<finder::Submitted>, Option<String>);
 struct Beside {
     finder: Option<thread::JoinHandle<Found>>,
     hostile: Option<thread::JoinHandle<hostile::Attack>>,
+    declarers: Option<thread::JoinHandle<Result<declarers::Outcome>>>,
 }
 
 fn beside(
@@ -168,6 +197,7 @@ fn beside(
     options: &Options,
     span: Span,
     tips: Option<TipMaker>,
+    declaring: Option<Declaring>,
 ) -> Result<Beside> {
     let authority = options.authority;
     let finder = options.tips_every.map(|every| {
@@ -184,7 +214,16 @@ fn beside(
             move || LocalSet::new().block_on(&runtime, hostile::run(address, authority, span));
         thread::Builder::new().name("hostile".into()).spawn(work).context("a thread")
     });
-    Ok(Beside { finder: finder.transpose()?, hostile: hostile.transpose()? })
+    let declarers = declaring.map(|declaring| {
+        let (runtime, options) = (runtime()?, options.clone());
+        let work = move || declarers::run(&runtime, declaring, address, &options, span);
+        thread::Builder::new().name("declarers".into()).spawn(work).context("a thread")
+    });
+    Ok(Beside {
+        finder: finder.transpose()?,
+        hostile: hostile.transpose()?,
+        declarers: declarers.transpose()?,
+    })
 }
 
 fn join<T>(thread: thread::JoinHandle<T>) -> Result<T> {

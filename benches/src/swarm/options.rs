@@ -197,7 +197,7 @@ pub fn check_target(address: SocketAddr, i_run_this_pool: bool) -> Result<()> {
 }
 
 /// "20s", "1.5s", "250ms", "2m" or plain seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = match text {
         _ if text.ends_with("ms") => (&text[..text.len() - 2], 0.001),
         _ if text.ends_with('s') => (&text[..text.len() - 1], 1.0),

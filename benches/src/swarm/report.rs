@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::Looks;
 use super::book::Book;
+use super::declarers;
 use super::finder::Submitted;
 use super::histogram::{Histogram, percentile};
 use super::hostile::Attack;
@@ -21,7 +22,7 @@ const IDLE_KIB_MAX: f64 = 4.0;
 
 /// Shares that may be refused as too easy where nothing is hashed: one in 65,536 misses the easiest
 /// target, and six standard deviations more.
-fn misses_max(submitted: u64) -> f64 {
+pub(super) fn misses_max(submitted: u64) -> f64 {
     let expected = submitted as f64 / 65_536.0;
     expected + 6.0 * expected.sqrt() + 3.0
 }
@@ -35,6 +36,38 @@ pub(super) struct Around {
     pub(super) found: Option<(Vec<Submitted>, Option<String>)>,
     pub(super) attack: Option<Attack>,
     pub(super) cores: Option<Cores>,
+    pub(super) declared: Option<declarers::Outcome>,
+}
+
+/// A figure that must not be above another.
+#[derive(Debug)]
+struct Goal {
+    what: &'static str,
+    most: f64,
+    measured: Option<f64>,
+    /// What of it may be our own doing: missed by no more, it says nothing.
+    doubt: f64,
+}
+
+impl Goal {
+    /// `None`: nothing was measured.
+    fn verdict(&self) -> Option<Verdict> {
+        let missed_by = self.measured? - self.most;
+        Some(match missed_by {
+            _ if missed_by <= 0.0 => Verdict::Kept,
+            _ if missed_by <= self.doubt => Verdict::NotJudged,
+            _ => Verdict::Missed,
+        })
+    }
+
+    fn word(&self) -> &'static str {
+        match self.verdict() {
+            Some(Verdict::Kept) => "met",
+            Some(Verdict::Missed) => "MISSED",
+            Some(Verdict::NotJudged) => "not judged: this program was late by what it is missed by",
+            None => "NOT MEASURED",
+        }
+    }
 }
 
 /// A finished run.
@@ -43,13 +76,16 @@ pub struct Report {
     /// All of it, by name.
     figures: Map<String, Value>,
     lines: Vec<(String, String)>,
+    /// What was to be reached, and whether it was.
+    goals: Vec<Goal>,
     /// What should not have been.
     wrongs: Vec<String>,
 }
 
 impl Report {
     pub(super) fn new(options: &Options, book: Book, around: &Around) -> Self {
-        let mut report = Self { figures: Map::new(), lines: Vec::new(), wrongs: Vec::new() };
+        let mut report =
+            Self { figures: Map::new(), lines: Vec::new(), goals: Vec::new(), wrongs: Vec::new() };
         report.connections(options, &book, around);
         if !options.idle {
             report.shares(options, &book, around);
@@ -59,6 +95,9 @@ impl Report {
         if let Some(attack) = &around.attack {
             report.attack(&book, attack);
             report.kept(&book, around.cores);
+        }
+        if let Some(declared) = &around.declared {
+            declared.report(&book, &mut report);
         }
         report.judge(&book, around);
         report
@@ -90,6 +129,13 @@ impl Report {
         }
     }
 
+    /// Every goal that the run had was measured, and none was missed by the pool's doing.
+    #[must_use]
+    pub fn meets_goals(&self) -> bool {
+        let is_missed = |goal: &Goal| matches!(goal.verdict(), None | Some(Verdict::Missed));
+        !self.goals.iter().any(is_missed)
+    }
+
     /// A figure by its name in the JSON; 0 if there is none.
     #[must_use]
     pub fn count(&self, name: &str) -> u64 {
@@ -100,16 +146,44 @@ impl Report {
     #[must_use]
     pub fn to_json(&self) -> Value {
         let mut figures = self.figures.clone();
+        if !self.goals.is_empty() {
+            let goal = |goal: &Goal| {
+                json!({
+                    "what": goal.what,
+                    "most": goal.most,
+                    "measured": goal.measured,
+                    "doubt": goal.doubt,
+                    "verdict": goal.word(),
+                })
+            };
+            figures.insert("goals".into(), self.goals.iter().map(goal).collect());
+        }
         figures.insert("wrong".into(), json!(self.wrongs));
         Value::Object(figures)
     }
 
-    fn put(&mut self, name: &str, value: impl Into<Value>) {
+    pub(super) fn put(&mut self, name: &str, value: impl Into<Value>) {
         self.figures.insert(name.to_owned(), value.into());
     }
 
-    fn line(&mut self, what: &str, text: impl Into<String>) {
+    pub(super) fn line(&mut self, what: &str, text: impl Into<String>) {
         self.lines.push((what.to_owned(), text.into()));
+    }
+
+    /// `measured` must be at most `most`; by `doubt` it may be too high by our own doing.
+    pub(super) fn goal(
+        &mut self,
+        what: &'static str,
+        most: f64,
+        measured: Option<f64>,
+        doubt: f64,
+    ) {
+        self.goals.push(Goal { what, most, measured, doubt });
+    }
+
+    /// What should not have been.
+    pub(super) fn wrong(&mut self, what: String) {
+        self.wrongs.push(what);
     }
 
     fn connections(&mut self, options: &Options, book: &Book, around: &Around) {
@@ -182,7 +256,7 @@ impl Report {
         book.latencies.iter().for_each(|part| all.add(part));
         self.put("ack_ms", latencies(&all));
         self.line("ack latency", latency_text(&all));
-        if around.attack.is_some() {
+        if around.attack.is_some() || around.declared.is_some() {
             for (name, part) in ["before", "during", "after"].iter().zip(&book.latencies) {
                 self.put(&format!("ack_ms_{name}"), latencies(part));
                 self.line(&format!("... {name}"), latency_text(part));
@@ -367,6 +441,11 @@ impl Display for Report {
         for (what, text) in &self.lines {
             writeln!(f, "{what:<16} {text}")?;
         }
+        for goal in &self.goals {
+            let measured = goal.measured.map_or("-".to_owned(), |number| format!("{number:.1}"));
+            let (what, most, word) = (goal.what, goal.most, goal.word());
+            writeln!(f, "{:<16} {what}: {measured}, at most {most:.1}: {word}", "goal")?;
+        }
         for wrong in &self.wrongs {
             writeln!(f, "{:<16} {wrong}", "WRONG")?;
         }
@@ -374,12 +453,12 @@ impl Display for Report {
     }
 }
 
-fn latencies(of: &Histogram) -> Value {
+pub(super) fn latencies(of: &Histogram) -> Value {
     let ms = |percent| of.percentile_ms(percent);
     json!({"count": of.count(), "p50": ms(50.0), "p90": ms(90.0), "p99": ms(99.0), "max": ms(100.0)})
 }
 
-fn latency_text(of: &Histogram) -> String {
+pub(super) fn latency_text(of: &Histogram) -> String {
     let ms = |percent| of.percentile_ms(percent).unwrap_or_default();
     format!(
         "p50 {:.2} ms, p90 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
