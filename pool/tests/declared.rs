@@ -13,7 +13,6 @@ mod session;
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use declarator::{Declarator, OwnJob, Wire, setup, spend, unseen, with_transactions};
@@ -190,7 +189,7 @@ async fn lists_that_are_declared_at_the_same_time_are_held_once() {
         held.push(rig.metric("pool_declare_approved_bytes"));
     }
     let alone = held[1] - held[0];
-    let list = (job.template.known_transactions().len() * size_of::<Arc<[u8]>>()) as f64;
+    let list = size_of_val(job.template.known_transactions()) as f64;
     assert!(held[0] <= 7.0 * alone + list, "{held:?}, a list of {list}");
     rig.stop().await;
 }
