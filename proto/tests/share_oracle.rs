@@ -26,7 +26,7 @@ use template_distribution_sv2::{NewTemplateOwned, SetNewPrevHashOwned};
 
 use common::{Chain, HARD_NBITS, JobBody, Link, REGTEST_NBITS, START_S, Said, Share, easy_policy};
 use proto::job::{Job, JobId};
-use proto::limits::{EXTRANONCE_LEN, EXTRANONCE_ROLLABLE_LEN};
+use proto::limits::{EXTRANONCE_LEN, EXTRANONCE_ROLLABLE_LEN, STALE_JOBS_MAX};
 use proto::message::setup_flags::REQUIRES_WORK_SELECTION;
 use proto::message::{Message, Received, Tlvs};
 use proto::mining::Kind;
@@ -57,13 +57,15 @@ struct Case {
     elapsed: u32,
     /// Names a job of an earlier tip.
     stale: bool,
+    /// Of an earlier tip, and not one of the last jobs that were said on it.
+    long_over: bool,
     /// Names the job that waits for the next tip.
     early: bool,
     /// Its header was too new for us when it came before; SRI took it then.
     was_too_new: bool,
 }
 
-const AGREED: [Agreed; 5] = [
+const AGREED: [Agreed; 6] = [
     Agreed {
         ours: Some("invalid-ntime"),
         theirs: &[Some("invalid-share")],
@@ -100,6 +102,12 @@ const AGREED: [Agreed; 5] = [
         theirs: &[Some("invalid-job-id")],
         rule: "P53: a client may know of the next tip before us; its share waits",
         applies: |case| case.early,
+    },
+    Agreed {
+        ours: Some("invalid-job-id"),
+        theirs: &[Some("stale-share")],
+        rule: "P47: of a tip that ended, `STALE_JOBS_MAX` jobs are known; SRI keeps all of the last one's",
+        applies: |case| case.long_over,
     },
 ];
 
@@ -337,6 +345,15 @@ impl Twins {
         plain.into_iter().chain(numbered).find(is).expect("one of these")
     }
 
+    /// How many jobs that are stale by now were said after this stale one.
+    fn jobs_over_since(&self, job: u32) -> usize {
+        if !self.stale.contains(&job) {
+            return 0;
+        }
+        let after = self.ids.iter().rev().take_while(|(id, _)| *id != job);
+        after.filter(|(id, _)| self.stale.contains(id)).count()
+    }
+
     fn compare(&mut self, share: Share) -> Result<(), TestCaseError> {
         let works = &self.link.client.device(share.channel).works;
         let work = works.iter().find(|work| work.job == share.job);
@@ -345,6 +362,7 @@ impl Twins {
             min_ntime: work.map(|work| work.min_ntime),
             elapsed: self.link.now.unix_s - sent.unwrap_or(START_S),
             stale: work.is_none() && self.stale.contains(&share.job),
+            long_over: self.jobs_over_since(share.job) >= STALE_JOBS_MAX,
             early: self.link.client.ahead(share.channel) == Some(share.job),
             was_too_new: self.too_new.iter().any(|known| same_header(known, &share)),
             share,
