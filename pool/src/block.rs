@@ -8,24 +8,26 @@
 //! Must never lose a block to a crash, a full disk, a node that is away or a database that is down:
 //! each step goes on when another fails.
 
+mod files;
+
 use std::collections::VecDeque;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bitcoin::hashes::Hash;
 use job_declarator::node::{Node, NodeError, Submitted};
-use proto::mining::DeclaredId;
 use proto::mining::server::FoundBlock;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use self::files::OnDisk;
+pub use self::files::read_kept;
 use crate::limits::{
     BLOCKS_REMEMBERED, BLOCKS_UNDER_WAY_MAX, BLOCKS_WAITING_MAX, NODE_RETRY_FIRST, NODE_RETRY_MAX,
-    SETTLED_BLOCKS_KEPT, THEIR_BLOCK_LOOKS_MAX, WAITING_BLOCKS_AT_ONCE,
+    THEIR_BLOCK_LOOKS_MAX, WAITING_BLOCKS_AT_ONCE,
 };
 use crate::metrics::Metrics;
 use crate::store::{BlockRecord, BlockState, DeclaredRecord, Route, Store, StoreError};
@@ -53,13 +55,9 @@ pub struct Blocks {
 
 /// A block on its way to the nodes.
 struct Kept {
-    record: BlockRecord,
-    /// `None` of a job whose transactions its miner keeps to himself: only he can send it.
-    bytes: Option<Vec<u8>>,
+    block: OnDisk,
     /// `None` if the disk refused it.
     file: Option<PathBuf>,
-    /// The declared job that it was found on.
-    job: Option<Arc<DeclaredRecord>>,
     /// It was found in this run and by now only its miner may have shown it to a node.
     is_new: bool,
 }
@@ -71,10 +69,17 @@ struct Offered {
     was_known: bool,
 }
 
-/// Which blocks are offered now and which wait on disk for their turn, the oldest first.
+/// Which blocks are seen to now and which wait on disk for their turn. Those that only their miners can send
+/// are looked for, for minutes each, so that they have places of their own.
 struct Turns {
+    ours: Lane,
+    miners: Lane,
+}
+
+struct Lane {
     new_places: Arc<Semaphore>,
     old_places: Arc<Semaphore>,
+    /// The oldest first.
     waiting: VecDeque<PathBuf>,
 }
 
@@ -98,11 +103,8 @@ impl Blocks {
         self,
         shutdown: CancellationToken,
     ) -> io::Result<(BlocksHandle, tokio::task::JoinHandle<()>)> {
-        let turns = Turns {
-            new_places: Arc::new(Semaphore::new(BLOCKS_UNDER_WAY_MAX)),
-            old_places: Arc::new(Semaphore::new(WAITING_BLOCKS_AT_ONCE)),
-            waiting: unsettled_files(&self.dir)?,
-        };
+        let (ours, miners) = files::unsettled(&self.dir)?;
+        let turns = Turns { ours: Lane::new(ours), miners: Lane::new(miners) };
         let (queue, kept) = mpsc::channel(BLOCKS_UNDER_WAY_MAX);
         let handle = BlocksHandle {
             dir: self.dir.clone(),
@@ -124,8 +126,7 @@ impl Blocks {
         loop {
             // A waiting block has places of its own, so that however many there are, and however long
             // a node is away, a new one is offered at once.
-            while let Some(place) = turns.place_for_waiting(&shutdown) {
-                let Some(file) = turns.waiting.pop_front() else { break };
+            for (file, place) in turns.due(&shutdown) {
                 under_way.spawn(Arc::clone(&self).take_up(file, place, shutdown.clone()));
             }
             tokio::select! {
@@ -149,11 +150,15 @@ impl Blocks {
         place: OwnedSemaphorePermit,
         shutdown: CancellationToken,
     ) {
-        let read = tokio::task::spawn_blocking(move || read_unsettled(file)).await;
+        let read = tokio::task::spawn_blocking(move || {
+            let block = files::read(&file)?;
+            Ok(block.map(|block| Kept { block, file: Some(file), is_new: false }))
+        });
+        let read: Result<io::Result<Option<Kept>>, _> = read.await;
         match read {
-            Ok(Ok(Some(block))) => {
-                info!(hash = %hex_of(&block.record.hash), "block from the disk, offered again");
-                self.settle(block, place, shutdown).await;
+            Ok(Ok(Some(kept))) => {
+                info!(hash = %hex_of(&kept.block.record.hash), "block from the disk, taken up again");
+                self.settle(kept, place, shutdown).await;
             }
             Ok(Ok(None)) => {}
             Ok(Err(error)) => warn!(%error, "block on disk not read; the next start tries again"),
@@ -164,18 +169,19 @@ impl Blocks {
     /// Nodes first, bookkeeping after.
     async fn settle(
         self: Arc<Self>,
-        mut block: Kept,
+        kept: Kept,
         _place: OwnedSemaphorePermit,
         shutdown: CancellationToken,
     ) {
+        let Kept { mut block, mut file, is_new } = kept;
         // The nodes do not wait for the store, nor the store for a node that is away.
         let (offered, _) = tokio::join!(
-            self.settled(&block.bytes, &block.record, &mut block.file, &shutdown),
-            self.record(&block.record, block.job.as_deref(), &shutdown),
+            self.settled(&block, &mut file, &shutdown),
+            self.record(&block.record, block.job.as_ref(), &shutdown),
         );
         let Some(Offered { outcome, was_known }) = offered else {
             let hash = hex_of(&block.record.hash);
-            match (&block.file, &block.bytes) {
+            match (&file, &block.bytes) {
                 (Some(_), _) => warn!(%hash, "block not settled before the stop; kept on disk"),
                 // The log is the last place left.
                 (None, Some(bytes)) => {
@@ -185,19 +191,19 @@ impl Blocks {
             }
             return;
         };
-        if was_known && block.is_new && block.record.declared.is_some() {
+        if was_known && is_new && block.record.declared.is_some() {
             block.record.route = Route::Miner;
         }
         self.note(&mut block.record, outcome);
         // What the store does not know yet stays on disk for the next start.
-        if !self.record(&block.record, block.job.as_deref(), &shutdown).await {
+        if !self.record(&block.record, block.job.as_ref(), &shutdown).await {
             return;
         }
-        let Some(file) = block.file else { return };
+        let Some(file) = file else { return };
         let (dir, name) = (self.dir.clone(), file.clone());
-        let moved = tokio::task::spawn_blocking(move || move_to_settled(&dir, &name)).await;
+        let moved = tokio::task::spawn_blocking(move || files::move_to_settled(&dir, &name)).await;
         if let Err(error) = moved.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
-            warn!(%error, file = %file.display(), "settled block not moved; it will be offered again");
+            warn!(%error, file = %file.display(), "settled block not moved; it will be taken up again");
         }
     }
 
@@ -228,14 +234,13 @@ impl Blocks {
     /// What the nodes make of a block that is ours to offer, or of one that its miner has to.
     async fn settled(
         &self,
-        bytes: &Option<Vec<u8>>,
-        record: &BlockRecord,
+        block: &OnDisk,
         file: &mut Option<PathBuf>,
         shutdown: &CancellationToken,
     ) -> Option<Offered> {
-        match bytes {
-            Some(bytes) => self.offer(bytes, record, file, shutdown).await,
-            None => self.look_for(record, shutdown).await,
+        match &block.bytes {
+            Some(bytes) => self.offer(bytes, block, file, shutdown).await,
+            None => self.look_for(&block.record, shutdown).await,
         }
     }
 
@@ -266,7 +271,7 @@ impl Blocks {
     async fn offer(
         &self,
         bytes: &[u8],
-        record: &BlockRecord,
+        block: &OnDisk,
         file: &mut Option<PathBuf>,
         shutdown: &CancellationToken,
     ) -> Option<Offered> {
@@ -282,7 +287,7 @@ impl Blocks {
                     Ok(no @ (Submitted::Stale | Submitted::Rejected(_))) => refused = Some(no),
                     Err(error) => {
                         silent = true;
-                        warn!(node, hash = %hex_of(&record.hash), %error, "block not taken yet");
+                        warn!(node, hash = %hex_of(&block.record.hash), %error, "block not taken yet");
                     }
                 }
             }
@@ -293,7 +298,7 @@ impl Blocks {
             was_offered = true;
             // A disk that was full or read-only may have room by now.
             if file.is_none() {
-                *file = write_apart(self.dir.clone(), record.clone(), bytes.to_vec()).await.0.ok();
+                *file = write_apart(self.dir.clone(), block.clone()).await.0.ok();
             }
             // One node's refusal counts only when no other may still take the block.
             if refused.is_some() && !silent {
@@ -395,21 +400,21 @@ impl BlocksHandle {
             "block found"
         );
         self.metrics.block_became(BlockState::Found.as_str());
-        let (mut file, mut kept) = (None, None);
-        if let Some(bytes) = bytes {
-            let (written, bytes) = write_apart(self.dir.clone(), record.clone(), bytes).await;
-            file = written
-                .inspect_err(|error| {
-                    let dir = self.dir.display();
-                    error!(%error, %dir, "block not on disk; offered all the same");
-                })
-                .ok();
-            // Where the writing failed beyond an error, the bytes went with it.
-            kept = bytes.or_else(|| found.job.block(&found.header, &found.extranonce));
-        }
-        let kept = Kept { record, bytes: kept, file, job, is_new: true };
+        let job = job.map(|job| DeclaredRecord::clone(&job));
+        let again = (record.clone(), job.clone());
+        let (written, block) = write_apart(self.dir.clone(), OnDisk { record, bytes, job }).await;
+        let file = written.inspect_err(|error| {
+            let dir = self.dir.display();
+            error!(%error, %dir, "block not on disk; offered all the same");
+        });
+        // Where the writing failed beyond an error, the block went with it.
+        let block = block.unwrap_or_else(|| {
+            let (record, job) = again;
+            OnDisk { record, bytes: found.job.block(&found.header, &found.extranonce), job }
+        });
+        let kept = Kept { block, file: file.ok(), is_new: true };
         if self.queue.send(kept).await.is_err() {
-            warn!("the pool is stopping: the block is offered again at the next start");
+            warn!("the pool is stopping: the block is taken up again at the next start");
         }
     }
 }
@@ -432,150 +437,61 @@ fn record_of(found: &FoundBlock, route: Route) -> BlockRecord {
     }
 }
 
-/// `HEIGHT-HASH.block`: raw bytes, as `submitblock` takes them in hex.
-fn file_name(record: &BlockRecord) -> String {
-    format!("{}-{}.block", record.height, hex_of(&record.hash))
-}
-
 impl Turns {
-    /// A place for a block that waits; none while all are taken, or once the pool stops.
-    fn place_for_waiting(&self, shutdown: &CancellationToken) -> Option<OwnedSemaphorePermit> {
-        if self.waiting.is_empty() || shutdown.is_cancelled() {
-            return None;
+    /// Waiting blocks whose turn it is, each with its place; none once the pool stops.
+    fn due(&mut self, shutdown: &CancellationToken) -> Vec<(PathBuf, OwnedSemaphorePermit)> {
+        let mut due = Vec::new();
+        for lane in [&mut self.ours, &mut self.miners] {
+            while !shutdown.is_cancelled()
+                && !lane.waiting.is_empty()
+                && let Ok(place) = Arc::clone(&lane.old_places).try_acquire_owned()
+            {
+                due.extend(lane.waiting.pop_front().map(|file| (file, place)));
+            }
         }
-        Arc::clone(&self.old_places).try_acquire_owned().ok()
+        due
     }
 
-    /// A place for a new block. Without one it waits on disk; one that is not there is waited for, and
-    /// its finder with it: then neither a node nor the disk takes blocks.
-    async fn place_for_new(&mut self, block: Kept) -> Option<(Kept, OwnedSemaphorePermit)> {
-        let places = Arc::clone(&self.new_places);
-        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-            return Some((block, place));
+    /// A place for a new block. Without one it waits on disk.
+    async fn place_for_new(&mut self, kept: Kept) -> Option<(Kept, OwnedSemaphorePermit)> {
+        let lane = if kept.block.bytes.is_some() { &mut self.ours } else { &mut self.miners };
+        if let Ok(place) = Arc::clone(&lane.new_places).try_acquire_owned() {
+            return Some((kept, place));
         }
-        match block.file {
-            Some(file) if self.waiting.len() < BLOCKS_WAITING_MAX => self.waiting.push_back(file),
+        match kept.file {
+            Some(file) if lane.waiting.len() < BLOCKS_WAITING_MAX => lane.waiting.push_back(file),
             Some(file) => {
                 warn!(file = %file.display(), "too many blocks wait; this one for the next start");
             }
-            None => return places.acquire_owned().await.ok().map(|place| (block, place)),
+            // Neither a node nor the disk takes blocks: its finder waits with it.
+            None if kept.block.bytes.is_some() => {
+                let place = Arc::clone(&lane.new_places).acquire_owned().await;
+                return place.ok().map(|place| (kept, place));
+            }
+            None => {
+                let hash = hex_of(&kept.block.record.hash);
+                warn!(%hash, "its miner's block is not looked for: too many are, and the disk is full");
+            }
         }
         None
     }
 }
 
-/// Writes a block where it holds up nobody else's work, and gives back its bytes, unless they were lost
-/// to a panic. Who found it is worth knowing after a crash and not worth an error.
-async fn write_apart(
-    dir: PathBuf,
-    record: BlockRecord,
-    bytes: Vec<u8>,
-) -> (io::Result<PathBuf>, Option<Vec<u8>>) {
-    let written = tokio::task::spawn_blocking(move || {
-        let file = write_durably(&dir, &file_name(&record), &bytes);
-        if let Ok(file) = &file {
-            let BlockRecord { account, worker, route, declared, .. } = &record;
-            let job = declared.map(|id| hex::encode(id.0)).unwrap_or_default();
-            let owner = format!("{account}\n{worker}\n{}\n{job}\n", route.as_str());
-            if let Err(error) = fs::write(file.with_extension("owner"), owner) {
-                warn!(%error, "owner of the block not noted on disk");
-            }
+impl Lane {
+    fn new(waiting: VecDeque<PathBuf>) -> Self {
+        Self {
+            new_places: Arc::new(Semaphore::new(BLOCKS_UNDER_WAY_MAX)),
+            old_places: Arc::new(Semaphore::new(WAITING_BLOCKS_AT_ONCE)),
+            waiting,
         }
-        (file, bytes)
-    });
+    }
+}
+
+/// Writes a block where it holds up nobody else's work, and gives it back, unless it was lost to a panic.
+async fn write_apart(dir: PathBuf, block: OnDisk) -> (io::Result<PathBuf>, Option<OnDisk>) {
+    let written = tokio::task::spawn_blocking(move || (files::write(&dir, &block), block));
     match written.await {
-        Ok((file, bytes)) => (file, Some(bytes)),
+        Ok((file, block)) => (file, Some(block)),
         Err(panic) => (Err(io::Error::other(panic)), None),
     }
-}
-
-/// The file is whole and on disk under its name, or there is an error and no such file.
-fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<PathBuf> {
-    let file = dir.join(name);
-    let unfinished = dir.join(format!("{name}.part"));
-    let mut out = File::create(&unfinished)?;
-    out.write_all(bytes)?;
-    out.sync_all()?;
-    fs::rename(&unfinished, &file)?;
-    // The name itself is only durable once its folder is.
-    File::open(dir)?.sync_all()?;
-    Ok(file)
-}
-
-/// The bytes of a block of ours, wherever its file stands. `None` once it was dropped.
-#[must_use]
-pub fn read_kept(data_dir: &Path, record: &BlockRecord) -> Option<Vec<u8>> {
-    let (dir, name) = (data_dir.join("blocks"), file_name(record));
-    fs::read(dir.join("settled").join(&name)).or_else(|_| fs::read(dir.join(&name))).ok()
-}
-
-/// Files of blocks that no node has answered for, the oldest first.
-fn unsettled_files(dir: &Path) -> io::Result<VecDeque<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.path().extension().is_some_and(|extension| extension == "block") {
-            files.push((entry.metadata()?.modified()?, entry.path()));
-        }
-    }
-    files.sort();
-    Ok(files.into_iter().map(|(_, file)| file).collect())
-}
-
-/// A block on disk. A file that is none is set aside with a warning, never deleted.
-fn read_unsettled(file: PathBuf) -> io::Result<Option<Kept>> {
-    let bytes = fs::read(&file)?;
-    if let Some(record) = record_from(&file, &bytes) {
-        let (bytes, file) = (Some(bytes), Some(file));
-        return Ok(Some(Kept { record, bytes, file, job: None, is_new: false }));
-    }
-    warn!(file = %file.display(), "not a block; left alone under another name");
-    fs::rename(&file, file.with_extension("unreadable"))?;
-    Ok(None)
-}
-
-fn record_from(file: &Path, bytes: &[u8]) -> Option<BlockRecord> {
-    let block: bitcoin::Block = bitcoin::consensus::deserialize(bytes).ok()?;
-    let owner = fs::read_to_string(file.with_extension("owner")).unwrap_or_default();
-    let mut owner = owner.lines().map(str::to_owned);
-    let outputs = &block.txdata.first()?.output;
-    Some(BlockRecord {
-        hash: block.block_hash().to_byte_array(),
-        height: u32::try_from(block.bip34_block_height().ok()?).ok()?,
-        prev_hash: block.header.prev_blockhash.to_byte_array(),
-        found_at_ms: u64::from(block.header.time) * 1_000,
-        account: owner.next().unwrap_or_else(|| "unknown".into()),
-        worker: owner.next().unwrap_or_default(),
-        route: owner.next().and_then(|text| Route::parse(&text).ok()).unwrap_or(Route::Share),
-        declared: owner.next().and_then(|text| declared_from(&text)),
-        value_sats: outputs.iter().map(|output| output.value.to_sat()).sum(),
-        nbits: block.header.bits.to_consensus(),
-        state: BlockState::Found,
-        detail: String::new(),
-    })
-}
-
-/// What `write_apart` noted of a declared job; `None` of one of the pool's own.
-fn declared_from(text: &str) -> Option<DeclaredId> {
-    hex::decode(text).ok()?.try_into().ok().map(DeclaredId)
-}
-
-/// Out of the folder that a start offers from. Beyond `SETTLED_BLOCKS_KEPT` the oldest are dropped: the
-/// chain and the store have them.
-fn move_to_settled(dir: &Path, file: &Path) -> io::Result<()> {
-    let settled = dir.join("settled");
-    let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    fs::rename(file, settled.join(name))?;
-    let owner = file.with_extension("owner");
-    if owner.exists() {
-        fs::remove_file(owner)?;
-    }
-    let mut kept: Vec<_> = fs::read_dir(&settled)?.collect::<Result<_, _>>()?;
-    if kept.len() > SETTLED_BLOCKS_KEPT {
-        kept.sort_by_key(|entry| entry.metadata().and_then(|meta| meta.modified()).ok());
-        for entry in &kept[..kept.len() - SETTLED_BLOCKS_KEPT] {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }

@@ -13,6 +13,7 @@ pub mod custom;
 pub mod declarer;
 pub mod demo;
 pub mod handshakes;
+mod hexed;
 pub mod keys;
 pub mod library;
 pub mod limits;

@@ -15,6 +15,7 @@ use proto::mining::{CreditGroup, DeclaredId, Worth};
 use proto::share::Proof;
 use proto::target::Target;
 use ruint::aliases::U256;
+use serde::{Deserialize, Serialize};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -24,6 +25,7 @@ use sqlx::{
 };
 use thiserror::Error;
 
+use crate::hexed;
 use crate::limits::{
     ACCOUNT_WORKERS_MAX, POSTGRES_CONNECTIONS_MAX, SQLITE_READERS_MAX, SQLITE_ROWS_MAX,
     STORE_COMMIT_MAX, STORE_WAIT_MAX,
@@ -110,7 +112,8 @@ pub struct ShareBatch {
 }
 
 /// How much a miner tells of his job.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum DeclareMode {
     /// Every transaction.
     FullTemplate,
@@ -138,9 +141,10 @@ impl DeclareMode {
 
 /// A job that a miner declared, as far as it lasts: what the headers of its shares are computed from, what
 /// it claims and pays, and what its work is worth.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeclaredRecord {
     /// Names it for ever.
+    #[serde(with = "hexed::id")]
     pub id: DeclaredId,
     /// The pool process that approved it.
     pub node: u16,
@@ -153,16 +157,20 @@ pub struct DeclaredRecord {
     /// Of the block that it would be.
     pub height: u32,
     /// The tip that it builds on, header byte order.
+    #[serde(with = "hexed")]
     pub prev_hash: [u8; 32],
     /// Compact target of that block.
     pub nbits: u32,
     /// Header version before rolling.
     pub version: u32,
     /// Coinbase up to the extranonce, txid form.
+    #[serde(with = "hexed")]
     pub coinbase_prefix: Vec<u8>,
     /// Coinbase behind the extranonce, txid form.
+    #[serde(with = "hexed")]
     pub coinbase_suffix: Vec<u8>,
     /// Siblings of the coinbase, deepest first.
+    #[serde(with = "hexed::list")]
     pub merkle_path: Vec<[u8; 32]>,
     /// Without the coinbase; `None` in coinbase-only mode.
     pub transactions: Option<u32>,
@@ -188,7 +196,8 @@ pub struct DeclaredTotals {
 }
 
 /// By which way a block reached the network first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Route {
     /// The share that made it; the only way for blocks of the pool's own jobs.
     Share,
@@ -232,7 +241,8 @@ pub enum Appended {
 }
 
 /// Where a found block stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum BlockState {
     /// On disk, no node has answered yet.
     Found,
@@ -269,13 +279,15 @@ impl BlockState {
 }
 
 /// A block that a share of ours made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockRecord {
     /// Header byte order.
+    #[serde(with = "hexed")]
     pub hash: [u8; 32],
     /// Height of this block.
     pub height: u32,
     /// The block before, header byte order.
+    #[serde(with = "hexed")]
     pub prev_hash: [u8; 32],
     /// Unix milliseconds.
     pub found_at_ms: u64,
@@ -294,6 +306,7 @@ pub struct BlockRecord {
     /// By which way it came first, as far as that is known yet.
     pub route: Route,
     /// The declared job that it was found on; `None` for one of the pool's own.
+    #[serde(with = "hexed::some_id")]
     pub declared: Option<DeclaredId>,
 }
 

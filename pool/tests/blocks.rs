@@ -19,14 +19,14 @@ use job_declarator::node::{
 };
 use pool::block::{Blocks, BlocksHandle};
 use pool::metrics::Metrics;
-use pool::store::{BlockRecord, BlockState, Route, Store};
+use pool::store::{BlockRecord, BlockState, DeclareMode, DeclaredRecord, Route, Store};
 use proto::extranonce::Extranonce;
 use proto::job::{HeaderFields, Job};
 use proto::limits::EXTRANONCE_LEN;
 use proto::mining::server::FoundBlock;
 use proto::mining::{DeclaredId, Owner, Worth};
 use proto::target::Target;
-use proto::template::Output;
+use proto::template::{Output, Template};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -396,12 +396,95 @@ async fn a_declared_block_keeps_its_route_and_its_job_across_a_restart() {
     pool.stop().await;
 }
 
+/// As `found_on_declared`, by a miner who keeps his transactions to himself; and the whole block.
+async fn found_on_undeclared(line: &Line, salt: u8) -> (FoundBlock, Vec<u8>, Arc<DeclaredRecord>) {
+    let found = found_on_declared(line, salt).await;
+    let bytes = bytes_of(&found);
+    let template = Template { transactions: None, ..found.job.template().as_ref().clone() };
+    let job = Job::from_parts(Arc::new(template), found.job.coinbase());
+    let record = DeclaredRecord {
+        id: DeclaredId([salt; 16]),
+        node: 1,
+        declared_at_ms: 1_700_000_000_000,
+        account: "alice".into(),
+        mode: DeclareMode::CoinbaseOnly,
+        height: job.template().height,
+        prev_hash: found.header.prev_hash,
+        nbits: found.header.nbits,
+        version: job.version(),
+        coinbase_prefix: vec![1],
+        coinbase_suffix: vec![2],
+        merkle_path: job.merkle_path().to_vec(),
+        transactions: None,
+        value_sats: 7,
+        pool_sats: 7,
+        fees_sats: 0,
+        reference_fees_sats: 1,
+        factor_ppm: 990_000,
+    };
+    (FoundBlock { job, ..found }, bytes, Arc::new(record))
+}
+
+#[tokio::test]
+async fn a_block_that_only_its_miner_can_send_is_looked_for_after_a_restart_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = Line::new(false);
+    let store = store(folder.path()).await;
+    let pool = start(folder.path(), &[&line], &store);
+    let (block, bytes, job) = found_on_undeclared(&line, 1).await;
+    pool.handle.keep(block, Route::Share, Some(Arc::clone(&job))).await;
+    pool.stop().await;
+    // As if the first run had been killed before the store knew of it.
+    sqlx_forget(folder.path()).await;
+    let store = self::store(folder.path()).await;
+    let pool = start(folder.path(), &[&line], &store);
+    assert_eq!(line.submit_block(&bytes).await.unwrap(), Submitted::Accepted);
+    let blocks = recorded(&store).await;
+    assert_eq!((blocks[0].state, blocks[0].route), (BlockState::Accepted, Route::Miner));
+    assert_eq!((&*blocks[0].account, blocks[0].declared), ("alice", Some(job.id)));
+    let [declared] = &store.declared_jobs(9).await.unwrap()[..] else { panic!("no job") };
+    assert_eq!(declared.job, *job);
+    pool.stop().await;
+    let left = std::fs::read_dir(folder.path().join("blocks")).unwrap();
+    assert_eq!(left.filter(|entry| entry.as_ref().unwrap().path().is_file()).count(), 0);
+}
+
+#[tokio::test]
+async fn blocks_that_only_their_miners_can_send_hold_up_none_of_ours() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = Line::new(false);
+    let store = store(folder.path()).await;
+    let pool = start(folder.path(), &[&line], &store);
+    for salt in 0..100 {
+        let (block, _, job) = found_on_undeclared(&line, salt).await;
+        pool.handle.keep(block, Route::Share, Some(job)).await;
+    }
+    let ours = found(&line, 200).await;
+    let hash = ours.hash;
+    pool.handle.keep(ours, Route::Share, None).await;
+    let accepted = async {
+        loop {
+            let blocks = store.blocks(200).await.unwrap();
+            let ours = blocks.into_iter().find(|block| block.hash == hash);
+            if ours.is_some_and(|block| block.state == BlockState::Accepted) {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, accepted).await.expect("ours waits for theirs");
+    pool.stop().await;
+}
+
 /// As if the store had been away when the block was found.
 async fn sqlx_forget(folder: &Path) {
     use sqlx::Connection;
     let file = format!("sqlite://{}", folder.join("pool.sqlite").display());
     let mut store = sqlx::SqliteConnection::connect(&file).await.unwrap();
-    sqlx::query("DELETE FROM block").execute(&mut store).await.unwrap();
+    for table in ["block", "declared_job"] {
+        let delete = sqlx::AssertSqlSafe(format!("DELETE FROM {table}"));
+        sqlx::query(delete).execute(&mut store).await.unwrap();
+    }
 }
 
 #[tokio::test]
