@@ -35,7 +35,9 @@ pub use self::transaction::Transaction;
 pub use self::worth::{FACTOR_ONE_PPM, FeeTrust, factor_ppm};
 
 use self::coinbase::Judged;
-use crate::limits::{BLOCK_TRANSACTIONS_MAX, BLOCK_WEIGHT_MAX, SIGOP_COST_MAX, WITNESS_SCALE};
+use crate::limits::{
+    BLOCK_TRANSACTIONS_MAX, BLOCK_WEIGHT_MAX, SIGOP_COST_MAX, SUPPLIED_STRIPPED_MAX, WITNESS_SCALE,
+};
 use crate::node::assemble::witness_commitment;
 
 /// Header versions below it are from before BIP65 and no blocks any more.
@@ -337,6 +339,10 @@ fn read_supplied(declaration: &Declaration) -> Result<Vec<(u16, Transaction)>, R
         let transaction = transaction.ok_or(Refusal::NotATransaction(*position))?;
         if declaration.wtxids.get(usize::from(*position)) != Some(transaction.wtxid()) {
             return Err(Refusal::OtherTransaction(*position));
+        }
+        let stripped = transaction.stripped_len();
+        if stripped > SUPPLIED_STRIPPED_MAX {
+            return Err(Refusal::TransactionTooLong { position: *position, stripped });
         }
         weight += u64::from(transaction.weight());
         if weight > BLOCK_WEIGHT_MAX {

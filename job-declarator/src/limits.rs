@@ -68,6 +68,11 @@ pub const COINBASE_PREFIX_LEN_MAX: usize = 4 + 2 + 1 + 36 + 1 + proto::limits::S
 /// What stands behind it: nSequence 4, outputs, a witness of one 32-byte item, nLockTime 4.
 pub const COINBASE_SUFFIX_LEN_MAX: usize = 4 + proto::limits::COINBASE_OUTPUTS_MAX + 34 + 4;
 
+/// A transaction that is supplied, without its witness: what Core relays (400,000 weight units). Each of its
+/// signatures may hash all of it, so one of a megabyte keeps a node for tens of seconds under its lock.
+/// Longer ones are declared where the pool's own node has them.
+pub const SUPPLIED_STRIPPED_MAX: u64 = 100_000;
+
 // ---- the embedded chain ----
 
 /// Transactions in a template of the embedded chain. Each weighs 381, so this is 3.1 of 4 million and

@@ -18,7 +18,7 @@ use declare::{Desk, declaration, request};
 use job_declarator::declared::{
     Body, BuiltJob, Coinbase, Outcome, Refusal, Rule, Transaction, check,
 };
-use job_declarator::limits::{BLOCK_TRANSACTIONS_MAX, MONEY_MAX_SATS};
+use job_declarator::limits::{BLOCK_TRANSACTIONS_MAX, MONEY_MAX_SATS, SUPPLIED_STRIPPED_MAX};
 use job_declarator::node::{Checked, Node, Submitted};
 use mutate::Random;
 use proto::declare::{Declaration, DeclareRefusal};
@@ -482,10 +482,32 @@ async fn a_block_weighs_four_million_and_not_one_more_js10() {
     let (desk, declared) = with_transaction(of_witness(300_001 + left)).await;
     assert_eq!(desk.refusal(&declared), Refusal::Weight(4_000_001));
     // Weighed before anything is read of what was supplied beyond it.
-    let mut flood = declared;
+    let (desk, mut flood) = with_transaction(transaction(&[vec![0x51]], Some(2_100_000))).await;
     let heavy = Arc::clone(desk.known[&flood.wtxids[0]].bytes());
     flood.supplied = vec![(0, Arc::clone(&heavy)), (0, heavy)];
     assert!(matches!(desk.refusal(&flood), Refusal::Weight(_)));
+}
+
+#[tokio::test]
+async fn what_is_supplied_has_a_hundred_thousand_bytes_without_witness_and_not_one_more_js10() {
+    // 4 for the version, 41 for the input, 4 for the lock time, counts, value and the script's length.
+    let beside = |script: usize| transaction(&[vec![0x6a; script]], None).bytes().len() - script;
+    let fits = SUPPLIED_STRIPPED_MAX as usize - beside(90_000);
+    for surplus in [0, 1] {
+        let long = transaction(&[vec![0x6a; fits + surplus]], Some(300_000));
+        let (desk, known) = with_transaction(long).await;
+        desk.sound(&known);
+        let mut supplied = known;
+        let bytes = Arc::clone(desk.known[&supplied.wtxids[0]].bytes());
+        supplied.supplied = vec![(0, bytes)];
+        if surplus == 0 {
+            desk.sound(&supplied);
+        } else {
+            let stripped = SUPPLIED_STRIPPED_MAX + 1;
+            let refusal = Refusal::TransactionTooLong { position: 0, stripped };
+            assert_eq!(desk.refusal(&supplied), refusal);
+        }
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 //! Must never approve what the node has not found valid on the tip that is mined on, nor let one household
 //! have all turns.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,15 +22,15 @@ use proto::mining::{DeclaredId, Worth};
 use proto::template::PrevHash;
 use proto::token::{MiningJobToken, TokenRefusal};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error, warn};
 
 use crate::board::{BoardHandle, JobRow, VerdictRow};
-use crate::library::{Known, LibraryHandle};
+use crate::library::{Known, LibraryHandle, Loose};
 use crate::limits::{
     AHEAD_WAIT_MAX, APPROVED_LEN_MAX, APPROVED_LEN_PER_HOUSEHOLD_MAX, CHECKS_MIN,
-    NODE_CHECK_DEADLINE, NODE_CHECKS_MAX, PROVIDING_MAX, PROVIDING_PER_HOUSEHOLD_MAX,
-    PROVIDING_WAIT_MAX, TAKEN_BODIES_MAX,
+    NODE_CHECK_DEADLINE, NODE_CHECK_LONG, NODE_CHECKS_MAX, PROVIDING_MAX,
+    PROVIDING_PER_HOUSEHOLD_MAX, PROVIDING_WAIT_MAX, TAKEN_BODIES_MAX,
 };
 use crate::metrics::Metrics;
 use crate::store::{DeclareMode, DeclaredRecord};
@@ -45,11 +45,17 @@ pub struct Approved {
     pub job: DeclaredJob,
     /// Its row in the store, once a share is found on it.
     pub record: Arc<DeclaredRecord>,
-    /// Room for what it alone holds, for as long as anybody holds it.
-    _room: Held,
+    /// Room for what it holds, for as long as anybody holds it.
+    room: Held,
 }
 
 impl Approved {
+    /// Bytes that its household holds for it and did not hold before.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.room.charged()
+    }
+
     /// What its work is worth.
     #[must_use]
     pub fn worth(&self) -> Worth {
@@ -163,6 +169,16 @@ pub struct Checked {
     pub approved: Option<Arc<Approved>>,
     /// A turn at being sent transactions, if some are missing: to be held until they are checked.
     pub providing: Option<Turn>,
+}
+
+impl Checked {
+    /// Of a check that broke off.
+    #[must_use]
+    pub fn failed(request_id: u32) -> Self {
+        let (refusal, details) = fault("the check failed");
+        let outcome = CheckOutcome::Refused { refusal, details };
+        Self { request_id, outcome, approved: None, providing: None }
+    }
 }
 
 type Refused = (DeclareRefusal, String);
@@ -285,7 +301,8 @@ impl Checks {
             }
             Found::Sound { job, supplied } => (job, supplied),
         };
-        self.ask_node(who, job, supplied, &account, &published).await
+        let loose = with_supplied(&known.loose, &supplied);
+        self.ask_node(who, job, supplied, loose, &account, &published).await
     }
 
     /// Transactions are up to a block of 4 MB, so that few are sent at once.
@@ -351,13 +368,11 @@ impl Checks {
         who: Who,
         job: Box<DeclaredJob>,
         supplied: Vec<Transaction>,
+        loose: Arc<[Loose]>,
         account: &str,
         published: &Published,
     ) -> Result<Judged, Refused> {
-        let supplied_len: usize =
-            supplied.iter().map(|transaction| transaction.bytes().len()).sum();
-        let own = supplied_len + own_len(&job);
-        let mut room = self.room.take(who.household, own).ok_or_else(|| {
+        let room = self.room_for(who, &job, &loose).ok_or_else(|| {
             let details = "the jobs that this address has approved hold too much".to_owned();
             (DeclareRefusal::TooMany, details)
         })?;
@@ -375,14 +390,23 @@ impl Checks {
             fault("no name for the job")
         })?;
         if let Some(body) = job.body().cloned() {
-            let kept = self.library.keep(body, supplied).await.ok_or_else(going_down)?;
+            let kept = self.library.keep(body, supplied, loose).await.ok_or_else(going_down)?;
             job.share(kept);
         }
-        let own = supplied_len + own_len(&job);
-        room.shrink_to(own);
-        let approved = Approved { job: *job, record: Arc::new(record), _room: room };
+        let approved = Approved { job: *job, record: Arc::new(record), room };
         self.metrics.approved_hold(self.room.taken());
-        Ok(Judged::Sound(Box::new(Sound { approved, own })))
+        Ok(Judged::Sound(Box::new(approved)))
+    }
+
+    /// What an approved job holds: its coinbase is its own; its list of transactions, and those of them
+    /// that no template of ours has, it may share.
+    fn room_for(&self, who: Who, job: &DeclaredJob, loose: &[Loose]) -> Option<Held> {
+        let coinbase = job.job().coinbase();
+        let alone = 2 * (coinbase.prefix.len() + coinbase.suffix.len()) + 1_024;
+        let list =
+            job.body().map(|body| (*body.id(), body.transactions().len() * size_of::<Arc<[u8]>>()));
+        let things: Vec<_> = loose.iter().copied().chain(list).collect();
+        self.room.take(who.household, alone, &things)
     }
 
     /// The job back, if the node would take its block.
@@ -392,7 +416,7 @@ impl Checks {
         job: Box<DeclaredJob>,
         tip: PrevHash,
     ) -> Result<Box<DeclaredJob>, Refused> {
-        let turn = self.verdicts.take(who.household).await;
+        let mut turn = self.verdicts.take(who.household).await;
         // While others had their turns one may have been told of the same transactions.
         if self.taken.covers(&tip, &job) {
             return Ok(job);
@@ -403,8 +427,19 @@ impl Checks {
         });
         let (job, proposal) = built.await.map_err(|_| fault("the block was not built"))?;
         let proposal = proposal.ok_or_else(|| fault("the block was not built"))?;
+        let began = Instant::now();
         let verdict = timeout(NODE_CHECK_DEADLINE, self.node.check_block(&proposal)).await;
-        drop((proposal, turn));
+        let took = began.elapsed();
+        drop(proposal);
+        if took > NODE_CHECK_LONG {
+            turn.rest();
+            tokio::spawn(async move {
+                sleep(took * 9).await;
+                drop(turn);
+            });
+        } else {
+            drop(turn);
+        }
         let moved = !self.templates.borrow().active.tip.is_same_tip(&tip);
         match verdict {
             Ok(Ok(NodeSays::Valid)) => {
@@ -429,10 +464,10 @@ impl Checks {
     async fn approve(
         &self,
         token: MiningJobToken,
-        sound: Box<Sound>,
+        approved: Box<Approved>,
     ) -> Result<(MiningJobToken, Arc<Approved>), Refused> {
-        let approved = Arc::new(sound.approved);
-        let new = self.tokens.approve(token, Arc::clone(&approved), sound.own).await;
+        let approved = Arc::from(approved);
+        let new = self.tokens.approve(token, Arc::clone(&approved)).await;
         Ok((new.map_err(no_token)?, approved))
     }
 
@@ -493,12 +528,7 @@ impl Checks {
 /// What `judge` leaves to be done.
 enum Judged {
     Missing { positions: Vec<u16>, declaration: Box<Declaration>, providing: Turn },
-    Sound(Box<Sound>),
-}
-
-struct Sound {
-    approved: Approved,
-    own: usize,
+    Sound(Box<Approved>),
 }
 
 struct CheckedApart {
@@ -570,13 +600,16 @@ fn fault(why: &str) -> Refused {
     (DeclareRefusal::Internal, why.to_owned())
 }
 
-/// What a job holds that may be its alone, beside transactions: its list of them, which only those share
-/// who declare the same, and its coinbase.
-fn own_len(job: &DeclaredJob) -> usize {
-    let alone = job.body().filter(|body| Arc::strong_count(body) == 1);
-    let list = alone.map_or(0, |body| body.transactions().len() * size_of::<Arc<[u8]>>());
-    let coinbase = job.job().coinbase();
-    list + 2 * (coinbase.prefix.len() + coinbase.suffix.len()) + 1_024
+/// What only declarations hold of a job's transactions, once it is kept.
+fn with_supplied(loose: &Arc<[Loose]>, supplied: &[Transaction]) -> Arc<[Loose]> {
+    if supplied.is_empty() {
+        return Arc::clone(loose);
+    }
+    let supplied = supplied.iter().map(|new| (*new.wtxid(), new.bytes().len()));
+    // What was supplied was not known when it was looked for, or is named by both and counts once.
+    let known: HashSet<_> = loose.iter().map(|(wtxid, _)| wtxid).collect();
+    let new = supplied.filter(|(wtxid, _)| !known.contains(wtxid));
+    loose.iter().copied().chain(new).collect()
 }
 
 fn refused(refusal: &Refusal) -> Refused {

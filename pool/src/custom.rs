@@ -4,7 +4,7 @@
 //!
 //! Must never use a token up before its job is mined, nor promise a job on another tip than ours.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use proto::token::{MiningJobToken, Promise, TokenRefusal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error};
 
 use crate::board::{BoardHandle, CustomJobsSnapshot, History, JobRow, RefusalRow, VerdictRow};
@@ -221,6 +222,70 @@ impl<T> Pending<T> {
     }
 }
 
+/// The jobs that shares come of or may still be on their way to the ledger of.
+#[derive(Default)]
+struct MinedJobs {
+    /// By tip, the newest last.
+    tips: VecDeque<OnTip>,
+    /// Of tips before those, what the open batch has shares of: a store that is away may be so for hours.
+    owed: Vec<Arc<DeclaredRecord>>,
+}
+
+struct OnTip {
+    prev_hash: [u8; 32],
+    /// Their records; the jobs themselves only while a share may name them.
+    jobs: VecDeque<Mined>,
+}
+
+impl MinedJobs {
+    /// Jobs of tips that are long gone go, with what they hold. Of those that shares of the open batch are
+    /// of (`Server::open_declared`) the records stay.
+    fn follow(&mut self, prev_hash: [u8; 32], open: impl Iterator<Item = DeclaredId>) {
+        self.newest(prev_hash);
+        let surplus = self.tips.len().saturating_sub(CUSTOM_TIPS_KEPT);
+        if surplus == 0 && self.owed.is_empty() {
+            return;
+        }
+        let open: HashSet<_> = open.collect();
+        let gone = self.tips.drain(..surplus).flat_map(|tip| tip.jobs).map(|job| job.record);
+        let owed = std::mem::take(&mut self.owed).into_iter().chain(gone);
+        self.owed = owed.filter(|job| open.contains(&job.id)).collect();
+    }
+
+    /// The jobs of this tip, which is the newest.
+    fn newest(&mut self, prev_hash: [u8; 32]) -> Option<&mut OnTip> {
+        if self.tips.back().is_none_or(|newest| newest.prev_hash != prev_hash) {
+            self.tips.push_back(OnTip { prev_hash, jobs: VecDeque::new() });
+        }
+        self.tips.back_mut()
+    }
+
+    fn keep(&mut self, mined: Mined) {
+        self.let_go(mined.channel);
+        // It may be of a tip that this connection is to hear of; `follow` bounds how many there are.
+        if let Some(tip) = self.newest(mined.record.prev_hash) {
+            if tip.jobs.len() >= CUSTOM_JOBS_KEPT {
+                tip.jobs.pop_front();
+            }
+            tip.jobs.push_back(mined);
+        }
+    }
+
+    /// Another job comes for this channel, which then knows `PAST_JOBS_MAX` beside it. Of those before only
+    /// the record is of use, to the ledger.
+    fn let_go(&mut self, channel: ChannelId) {
+        let newest_first = self.tips.iter_mut().rev().flat_map(|tip| tip.jobs.iter_mut().rev());
+        let of_channel = newest_first.filter(|job| job.channel == channel);
+        of_channel.skip(PAST_JOBS_MAX).for_each(|job| job.approved = None);
+    }
+
+    fn record(&self, id: DeclaredId) -> Option<Arc<DeclaredRecord>> {
+        let jobs = self.tips.iter().rev().flat_map(|tip| tip.jobs.iter().rev());
+        let mut records = jobs.map(|job| &job.record).chain(&self.owed);
+        records.find(|record| record.id == id).map(Arc::clone)
+    }
+}
+
 /// One connection's custom jobs: requests that are judged, jobs that shares may come of, and what was
 /// refused.
 pub struct CustomJobs {
@@ -229,16 +294,9 @@ pub struct CustomJobs {
     connection: u64,
     asked: JoinSet<Verdict>,
     pending: Pending<Mined>,
-    /// By tip, the newest last.
-    tips: VecDeque<OnTip>,
+    mined: MinedJobs,
     accepted: u64,
     history: History,
-}
-
-struct OnTip {
-    prev_hash: [u8; 32],
-    /// Their records; the jobs themselves only while a share may name them.
-    jobs: VecDeque<Mined>,
 }
 
 impl CustomJobs {
@@ -251,7 +309,7 @@ impl CustomJobs {
             connection,
             asked: JoinSet::new(),
             pending: Pending(Vec::new()),
-            tips: VecDeque::new(),
+            mined: MinedJobs::default(),
             accepted: 0,
             history: History::default(),
         }
@@ -261,18 +319,26 @@ impl CustomJobs {
     pub fn ask(&mut self, request: Box<CustomJobRequest>) {
         let (judge, household) = (Arc::clone(&self.judge), self.household);
         let connection = self.connection;
-        self.asked.spawn(async move { judge.judge(household, connection, &request).await });
+        let (channel, request_id) = (request.channel, request.request_id);
+        self.asked.spawn(async move {
+            let judged = async move { judge.judge(household, connection, &request).await };
+            AbortOnDropHandle::new(tokio::spawn(judged)).await.unwrap_or_else(|panic| {
+                error!(%panic, connection, "a custom job was not judged");
+                let verdict = Err((CustomRefusal::Internal, "the judge failed".to_owned()));
+                Verdict { channel, request_id, verdict, mined: None }
+            })
+        });
     }
 
-    /// The next verdict; never, while none is due. Cancel safe. A judge that failed says nothing, and its
-    /// request stays open: a fault of ours, told in the log.
+    /// The next verdict; never, while none is due. Cancel safe.
     pub async fn next(&mut self) -> Verdict {
         loop {
             match self.asked.join_next().await {
                 None => std::future::pending().await,
                 Some(Ok(verdict)) => return verdict,
+                // It has nothing in it that could.
                 Some(Err(panic)) => {
-                    error!(%panic, connection = self.connection, "a custom job was not judged");
+                    error!(%panic, connection = self.connection, "a task that asks a judge failed");
                 }
             }
         }
@@ -295,7 +361,7 @@ impl CustomJobs {
             let (connection, job) = (self.connection, accepted.job_id.0);
             let mode = mode.as_str();
             debug!(connection, job, height, mode, factor_ppm, "custom job");
-            self.keep(mined);
+            self.mined.keep(mined);
         }
         accepted.token
     }
@@ -313,40 +379,16 @@ impl CustomJobs {
         self.history.refused(row);
     }
 
-    /// Jobs of tips that are long gone go, with what they hold.
-    pub fn follow(&mut self, prev_hash: [u8; 32]) {
-        if self.tips.back().is_none_or(|newest| newest.prev_hash != prev_hash) {
-            self.tips.push_back(OnTip { prev_hash, jobs: VecDeque::new() });
-            if self.tips.len() > CUSTOM_TIPS_KEPT {
-                self.tips.pop_front();
-            }
-        }
-    }
-
-    fn keep(&mut self, mined: Mined) {
-        self.follow(mined.record.prev_hash);
-        self.let_go(mined.channel);
-        if let Some(tip) = self.tips.back_mut() {
-            if tip.jobs.len() >= CUSTOM_JOBS_KEPT {
-                tip.jobs.pop_front();
-            }
-            tip.jobs.push_back(mined);
-        }
-    }
-
-    /// Another job comes for this channel, which then knows `PAST_JOBS_MAX` beside it. Of those before only
-    /// the record is of use, to the ledger.
-    fn let_go(&mut self, channel: ChannelId) {
-        let newest_first = self.tips.iter_mut().rev().flat_map(|tip| tip.jobs.iter_mut().rev());
-        let of_channel = newest_first.filter(|job| job.channel == channel);
-        of_channel.skip(PAST_JOBS_MAX).for_each(|job| job.approved = None);
+    /// Everybody mines on this tip now. `open` are the jobs that shares of the open batch are of
+    /// (`Server::open_declared`).
+    pub fn follow(&mut self, prev_hash: [u8; 32], open: impl Iterator<Item = DeclaredId>) {
+        self.mined.follow(prev_hash, open);
     }
 
     /// What lasts of a job.
     #[must_use]
     pub fn record(&self, id: DeclaredId) -> Option<Arc<DeclaredRecord>> {
-        let mut jobs = self.tips.iter().rev().flat_map(|tip| tip.jobs.iter().rev());
-        jobs.find(|job| job.record.id == id).map(|job| Arc::clone(&job.record))
+        self.mined.record(id)
     }
 
     /// The declared jobs that a batch has shares of.
@@ -394,5 +436,59 @@ mod tests {
         assert_eq!(pending.take((ChannelId(1), 1)), Some(1));
         let newest = CUSTOM_PENDING_MAX as u32;
         assert_eq!(pending.take((ChannelId(1), newest)), Some(newest));
+    }
+    fn mined(number: u8, tip: u8) -> Mined {
+        let record = DeclaredRecord {
+            id: DeclaredId([number; 16]),
+            node: 1,
+            declared_at_ms: 0,
+            account: "alice".into(),
+            mode: DeclareMode::CoinbaseOnly,
+            height: 1,
+            prev_hash: [tip; 32],
+            nbits: 0,
+            version: 0,
+            coinbase_prefix: vec![],
+            coinbase_suffix: vec![],
+            merkle_path: vec![],
+            transactions: None,
+            value_sats: 0,
+            pool_sats: 0,
+            fees_sats: 0,
+            reference_fees_sats: 0,
+            factor_ppm: 1,
+        };
+        Mined { record: Arc::new(record), channel: ChannelId(2), approved: None }
+    }
+
+    #[test]
+    fn a_job_is_remembered_until_its_last_share_has_gone_to_the_ledger_however_many_tips_later() {
+        let id = |number: u8| DeclaredId([number; 16]);
+        let mut jobs = MinedJobs::default();
+        jobs.keep(mined(1, 1));
+        jobs.keep(mined(2, 1));
+        for tip in 2..20 {
+            // The store is away: the open batch grows, and has shares of the first job.
+            jobs.follow([tip; 32], [id(1), id(1)].into_iter());
+            let is_recent = usize::from(tip) <= CUSTOM_TIPS_KEPT;
+            assert_eq!(
+                (jobs.record(id(1)).is_some(), jobs.record(id(2)).is_some()),
+                (true, is_recent)
+            );
+            assert!(jobs.tips.len() <= CUSTOM_TIPS_KEPT);
+        }
+        jobs.follow([20; 32], std::iter::empty());
+        assert!(jobs.record(id(1)).is_none() && jobs.owed.is_empty());
+    }
+
+    #[test]
+    fn a_job_for_a_tip_that_the_connection_is_to_hear_of_counts_among_the_tips() {
+        let mut jobs = MinedJobs::default();
+        for tip in 1..20 {
+            jobs.keep(mined(tip, tip));
+            jobs.follow([tip; 32], std::iter::empty());
+            assert!(jobs.tips.len() <= CUSTOM_TIPS_KEPT);
+            assert!(jobs.record(DeclaredId([tip; 16])).is_some());
+        }
     }
 }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proto::connection::{Connection, Setup, SetupMachine, SetupPolicy, SetupStep, Violation};
-use proto::declare::Solution;
 use proto::declare::server::{Effect, Input, Outbox, Server};
+use proto::declare::{Declaration, Solution};
 use proto::extranonce::Extranonce;
 use proto::job::HeaderFields;
 use proto::message::{Received, setup_flags};
@@ -25,6 +25,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, coop::consume_budget};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, info};
 
 use crate::board::{DeclarerSnapshot, History, RefusalRow};
@@ -34,8 +35,7 @@ use crate::limits::{
     WRITE_STALL_MAX,
 };
 use crate::listener::household;
-use crate::metrics::HandshakeFailure;
-use crate::miner::{self, Greeting, unix_s};
+use crate::miner::{self, Greeting, Names, unix_s};
 use crate::store::{DeclareMode, Route};
 use crate::templates::Published;
 use crate::turns::Turn;
@@ -72,19 +72,13 @@ enum End {
 /// Serves one declarer from handshake to good-bye.
 pub async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, declarers: Arc<Declarers>) {
     let pool = Arc::clone(&declarers.pool);
-    let greet = miner::greet(stream, declarers.setup, &pool);
-    let greeting = Box::pin(timeout(pool.handshake_deadline, greet));
-    let Some(greeted) = pool.shutdown.run_until_cancelled(greeting).await else { return };
-    let greeting = match greeted.unwrap_or(Err((HandshakeFailure::Deadline, None))) {
-        Ok(greeting) => greeting,
-        Err((why, detail)) => {
-            pool.metrics.handshake_failed(why);
-            pool.complain(peer, why, detail.as_deref());
-            return;
-        }
+    let Some(greeting) = Box::pin(miner::greeted(stream, peer, declarers.setup, &pool)).await
+    else {
+        return;
     };
     pool.metrics.declarer_opened();
-    info!(declarer = id, %peer, vendor = greeting.vendor, firmware = greeting.firmware, "connected");
+    let Names { vendor, firmware, .. } = &*greeting.names;
+    info!(declarer = id, %peer, vendor, firmware, "connected");
     let mut declarer = Box::new(Declarer::new(*greeting, peer, id, declarers));
     let end = declarer.run().await;
     let approved = declarer.approved_count;
@@ -98,8 +92,7 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, declarers: Arc<
 struct Declarer {
     id: u64,
     peer: SocketAddr,
-    vendor: Box<str>,
-    firmware: Box<str>,
+    names: Box<Names>,
     mode: DeclareMode,
     /// Unix seconds.
     opened_at: u32,
@@ -162,7 +155,7 @@ enum Event {
 
 impl Declarer {
     fn new(greeting: Greeting, peer: SocketAddr, id: u64, declarers: Arc<Declarers>) -> Self {
-        let Greeting { link, machine, setup, vendor, firmware, .. } = greeting;
+        let Greeting { link, machine, setup, names } = greeting;
         let now = declarers.pool.clock.now();
         let Setup { flags, .. } = setup;
         let mut templates = declarers.pool.calls.to_others.clone();
@@ -171,8 +164,7 @@ impl Declarer {
         Self {
             id,
             peer,
-            vendor,
-            firmware,
+            names,
             mode: if tells_all { DeclareMode::FullTemplate } else { DeclareMode::CoinbaseOnly },
             opened_at: now.unix_s,
             opened_ms: now.mono_ms,
@@ -366,14 +358,7 @@ impl Declarer {
             match effect {
                 Effect::Solution(solution) => self.solve(&solution).await,
                 Effect::Allocate { request_id, account } => self.allocate(request_id, account),
-                Effect::Check(declaration) => {
-                    let (checks, who) = (Arc::clone(&self.declarers.checks), self.who());
-                    // Those that were supplied are being checked: another may be sent some.
-                    self.providing.remove(&declaration.request_id);
-                    self.asked.spawn(async move {
-                        Answer::Checked(Box::new(checks.check(who, declaration).await))
-                    });
-                }
+                Effect::Check(declaration) => self.check(declaration),
                 Effect::NoToken { request_id } => {
                     debug!(declarer = self.id, request_id, "too many requests for tokens");
                 }
@@ -389,6 +374,21 @@ impl Declarer {
                 }
             }
         }
+    }
+
+    fn check(&mut self, declaration: Box<Declaration>) {
+        let (checks, who) = (Arc::clone(&self.declarers.checks), self.who());
+        let request_id = declaration.request_id;
+        // Those that were supplied are being checked: another may be sent some.
+        self.providing.remove(&request_id);
+        self.asked.spawn(async move {
+            let check = tokio::spawn(async move { checks.check(who, declaration).await });
+            let checked = AbortOnDropHandle::new(check).await.unwrap_or_else(|panic| {
+                error!(%panic, declarer = who.connection, "a check failed");
+                Checked::failed(request_id)
+            });
+            Answer::Checked(Box::new(checked))
+        });
     }
 
     fn allocate(&mut self, request_id: u32, account: Arc<str>) {
@@ -447,8 +447,8 @@ impl Declarer {
         self.declarers.pool.board.publish_declarer(DeclarerSnapshot {
             id: self.id,
             peer: self.peer,
-            vendor: self.vendor.to_string(),
-            firmware: self.firmware.to_string(),
+            vendor: self.names.vendor.to_string(),
+            firmware: self.names.firmware.to_string(),
             mode: self.mode.as_str(),
             opened_at: self.opened_at.into(),
             account: self.account.to_string(),
@@ -468,8 +468,8 @@ async fn next_answer(asked: &mut JoinSet<Answer>, declarer: u64) -> Answer {
         match asked.join_next().await {
             None => std::future::pending().await,
             Some(Ok(answer)) => return answer,
-            // Its request stays open until the connection ends: a fault of ours, told here.
-            Some(Err(panic)) => error!(%panic, declarer, "a declaration's task failed"),
+            // It has nothing in it that could.
+            Some(Err(panic)) => error!(%panic, declarer, "a task that asks for an answer failed"),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! Must never hold what no check has passed: a transaction comes in with a template of our node or with a
 //! declaration that the node approved. Declarers who have the same transactions share them one by one.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
@@ -20,6 +21,7 @@ use crate::limits::{
 };
 use crate::metrics::Metrics;
 use crate::templates::Published;
+use crate::turns::Name;
 
 /// What is known of a declaration's transactions.
 #[derive(Debug, Default)]
@@ -28,7 +30,12 @@ pub struct Known {
     pub same: Option<Arc<Body>>,
     /// By wtxid, as far as they are known; empty where `same` has them.
     pub by_wtxid: HashMap<[u8; 32], Transaction>,
+    /// Those of the known that no template of ours holds: declarations alone keep them here.
+    pub loose: Arc<[Loose]>,
 }
+
+/// The wtxid of a transaction and its length: what whoever keeps it is charged for.
+pub type Loose = (Name, usize);
 
 /// Where transactions are looked up. A clone leads to the same library.
 #[derive(Clone)]
@@ -37,9 +44,20 @@ pub struct LibraryHandle {
 }
 
 enum Ask {
-    LookUp { declaration: Box<Declaration>, answer: oneshot::Sender<(Box<Declaration>, Known)> },
-    Keep { body: Arc<Body>, supplied: Vec<Transaction>, answer: oneshot::Sender<Arc<Body>> },
-    Template { prev_hash: [u8; 32], transactions: Vec<Transaction> },
+    LookUp {
+        declaration: Box<Declaration>,
+        answer: oneshot::Sender<(Box<Declaration>, Known)>,
+    },
+    Keep {
+        body: Arc<Body>,
+        supplied: Vec<Transaction>,
+        loose: Arc<[Loose]>,
+        answer: oneshot::Sender<Arc<Body>>,
+    },
+    Template {
+        prev_hash: [u8; 32],
+        transactions: Vec<Transaction>,
+    },
 }
 
 impl LibraryHandle {
@@ -53,12 +71,17 @@ impl LibraryHandle {
         found.await.ok()
     }
 
-    /// Takes in what an approved declaration has, and what of it was new. Both stay as long as somebody
-    /// else holds them. Of equal lists the first stands for all, also of those that were checked at the
-    /// same time: it is what comes back. `None`: the pool is going down.
-    pub async fn keep(&self, body: Arc<Body>, supplied: Vec<Transaction>) -> Option<Arc<Body>> {
+    /// Takes in what an approved declaration has, what of it was new, and what of it no template of ours
+    /// holds. All stay as long as somebody else holds them. Of equal lists the first stands for all, also
+    /// of those that were checked at the same time: it is what comes back. `None`: the pool is going down.
+    pub async fn keep(
+        &self,
+        body: Arc<Body>,
+        supplied: Vec<Transaction>,
+        loose: Arc<[Loose]>,
+    ) -> Option<Arc<Body>> {
         let (answer, kept) = oneshot::channel();
-        self.queue.send(Ask::Keep { body, supplied, answer }).await.ok()?;
+        self.queue.send(Ask::Keep { body, supplied, loose, answer }).await.ok()?;
         kept.await.ok()
     }
 }
@@ -118,17 +141,28 @@ async fn follow(
 /// The table, pure.
 #[derive(Default)]
 struct Library {
-    by_wtxid: HashMap<[u8; 32], Transaction>,
+    by_wtxid: HashMap<[u8; 32], Shelved>,
     /// By the hash of their lists of wtxids.
-    bodies: HashMap<[u8; 32], Weak<Body>>,
+    bodies: HashMap<[u8; 32], Listed>,
     /// What holds the templates' transactions, the newest last: of this tip and the one before.
     templates: VecDeque<Shelf>,
+}
+
+struct Shelved {
+    transaction: Transaction,
+    /// Templates of ours that hold it.
+    templates: u32,
+}
+
+struct Listed {
+    body: Weak<Body>,
+    loose: Arc<[Loose]>,
 }
 
 /// One template.
 struct Shelf {
     prev_hash: [u8; 32],
-    _transactions: Vec<Arc<[u8]>>,
+    transactions: Vec<([u8; 32], Arc<[u8]>)>,
 }
 
 impl Library {
@@ -139,67 +173,93 @@ impl Library {
                 // Who asked may be gone.
                 let _ = answer.send((declaration, known));
             }
-            Ask::Keep { body, supplied, answer } => {
+            Ask::Keep { body, supplied, loose, answer } => {
                 for transaction in supplied {
                     self.shelve(transaction);
                 }
                 // Who asked may be gone.
-                let _ = answer.send(self.keep(body));
+                let _ = answer.send(self.keep(body, loose));
             }
             Ask::Template { prev_hash, transactions } => self.add_template(prev_hash, transactions),
         }
     }
 
     /// The body as the library has it.
-    fn keep(&mut self, body: Arc<Body>) -> Arc<Body> {
-        if let Some(first) = self.bodies.get(body.id()).and_then(Weak::upgrade) {
+    fn keep(&mut self, body: Arc<Body>, loose: Arc<[Loose]>) -> Arc<Body> {
+        if let Some(first) = self.bodies.get(body.id()).and_then(|listed| listed.body.upgrade()) {
             return first;
         }
         if self.bodies.len() >= LIBRARY_BODIES_MAX {
-            self.bodies.retain(|_, body| body.strong_count() > 0);
+            self.bodies.retain(|_, listed| listed.body.strong_count() > 0);
         }
-        self.bodies.insert(*body.id(), Arc::downgrade(&body));
+        self.bodies.insert(*body.id(), Listed { body: Arc::downgrade(&body), loose });
         body
     }
 
     fn known(&self, wtxids: &[[u8; 32]]) -> Known {
-        let same = self.bodies.get(&Body::list_id(wtxids)).and_then(Weak::upgrade);
-        if same.is_some() {
-            return Known { same, by_wtxid: HashMap::new() };
+        let listed = self.bodies.get(&Body::list_id(wtxids));
+        if let Some((same, listed)) = listed.and_then(|one| Some((one.body.upgrade()?, one))) {
+            let loose = Arc::clone(&listed.loose);
+            return Known { same: Some(same), by_wtxid: HashMap::new(), loose };
         }
-        let known = wtxids.iter().filter_map(|wtxid| self.by_wtxid.get_key_value(wtxid));
-        Known { same, by_wtxid: known.map(|(wtxid, known)| (*wtxid, known.clone())).collect() }
+        let (mut by_wtxid, mut loose) = (HashMap::new(), Vec::new());
+        for (wtxid, known) in wtxids.iter().filter_map(|wtxid| self.by_wtxid.get_key_value(wtxid)) {
+            let first = by_wtxid.insert(*wtxid, known.transaction.clone()).is_none();
+            if known.templates == 0 && first {
+                loose.push((*wtxid, known.transaction.bytes().len()));
+            }
+        }
+        Known { same: None, by_wtxid, loose: loose.into() }
     }
 
-    /// The transaction as the library has it: the first copy that came stands for all.
-    fn shelve(&mut self, transaction: Transaction) -> Arc<[u8]> {
+    /// The transaction as the library has it: the first copy that came stands for all. `None` where there
+    /// is no place for another.
+    fn shelve(&mut self, transaction: Transaction) -> Option<&mut Shelved> {
         if self.by_wtxid.len() >= LIBRARY_TRANSACTIONS_MAX {
             self.sweep();
         }
-        if self.by_wtxid.len() >= LIBRARY_TRANSACTIONS_MAX {
-            return Arc::clone(transaction.bytes());
+        let is_full = self.by_wtxid.len() >= LIBRARY_TRANSACTIONS_MAX;
+        match self.by_wtxid.entry(*transaction.wtxid()) {
+            Entry::Occupied(known) => Some(known.into_mut()),
+            Entry::Vacant(_) if is_full => None,
+            Entry::Vacant(free) => Some(free.insert(Shelved { transaction, templates: 0 })),
         }
-        let wtxid = *transaction.wtxid();
-        Arc::clone(self.by_wtxid.entry(wtxid).or_insert(transaction).bytes())
     }
 
     fn add_template(&mut self, prev_hash: [u8; 32], transactions: Vec<Transaction>) {
-        let transactions = transactions.into_iter().map(|one| self.shelve(one)).collect();
+        let mut shelf = Shelf { prev_hash, transactions: Vec::with_capacity(transactions.len()) };
+        for transaction in transactions {
+            let Some(shelved) = self.shelve(transaction) else { continue };
+            shelved.templates += 1;
+            let bytes = Arc::clone(shelved.transaction.bytes());
+            shelf.transactions.push((*shelved.transaction.wtxid(), bytes));
+        }
         if self.templates.back().is_some_and(|shelf| shelf.prev_hash != prev_hash) {
             // A new tip: of the one before its last template stays.
-            self.templates.drain(..self.templates.len() - 1);
+            while self.templates.len() > 1 {
+                self.take_down();
+            }
         }
         if self.templates.len() >= LIBRARY_TEMPLATES_MAX {
-            self.templates.pop_front();
+            self.take_down();
         }
-        self.templates.push_back(Shelf { prev_hash, _transactions: transactions });
+        self.templates.push_back(shelf);
         self.sweep();
+    }
+
+    /// The oldest template goes.
+    fn take_down(&mut self) {
+        for (wtxid, _) in self.templates.pop_front().into_iter().flat_map(|old| old.transactions) {
+            if let Some(shelved) = self.by_wtxid.get_mut(&wtxid) {
+                shelved.templates -= 1;
+            }
+        }
     }
 
     /// What nobody but the library holds goes.
     fn sweep(&mut self) {
-        self.by_wtxid.retain(|_, transaction| Arc::strong_count(transaction.bytes()) > 1);
-        self.bodies.retain(|_, body| body.strong_count() > 0);
+        self.by_wtxid.retain(|_, known| Arc::strong_count(known.transaction.bytes()) > 1);
+        self.bodies.retain(|_, listed| listed.body.strong_count() > 0);
     }
 }
 
@@ -230,7 +290,7 @@ mod tests {
     #[test]
     fn a_transaction_stays_as_long_as_somebody_holds_it() {
         let mut library = Library::default();
-        let held = library.shelve(transaction(1));
+        let held = Arc::clone(library.shelve(transaction(1)).unwrap().transaction.bytes());
         library.sweep();
         assert!(knows(&library, 1) && !knows(&library, 2));
         drop(held);
@@ -241,7 +301,9 @@ mod tests {
     #[test]
     fn the_first_copy_of_a_transaction_stands_for_all() {
         let mut library = Library::default();
-        let (first, second) = (library.shelve(transaction(1)), library.shelve(transaction(1)));
+        let mut shelved =
+            || Arc::clone(library.shelve(transaction(1)).unwrap().transaction.bytes());
+        let (first, second) = (shelved(), shelved());
         assert!(Arc::ptr_eq(&first, &second));
         let found = library.known(&[*transaction(1).wtxid()]);
         let found = found.by_wtxid.into_values().next().unwrap();
@@ -268,5 +330,25 @@ mod tests {
         assert_eq!(library.templates.len(), LIBRARY_TEMPLATES_MAX);
         assert!(!knows(&library, 3) && !knows(&library, 4), "beyond what is kept");
         assert!(knows(&library, 100) && knows(&library, 99 + LIBRARY_TEMPLATES_MAX as u64));
+    }
+    #[test]
+    fn what_no_template_of_ours_holds_is_charged_to_whoever_keeps_it() {
+        let mut library = Library::default();
+        let (tip, next, third) = ([1; 32], [2; 32], [3; 32]);
+        library.add_template(tip, vec![transaction(1)]);
+        let held: Vec<_> = [1, 2]
+            .map(|number| {
+                Arc::clone(library.shelve(transaction(number)).unwrap().transaction.bytes())
+            })
+            .into();
+        let list = [*transaction(1).wtxid(), *transaction(2).wtxid()];
+        let second = (list[1], held[1].len());
+        assert_eq!(*library.known(&list).loose, [second]);
+        // The template of two tips ago is gone; a declaration alone holds its transaction now.
+        library.add_template(next, vec![]);
+        assert_eq!(*library.known(&list).loose, [second]);
+        library.add_template(third, vec![]);
+        assert_eq!(*library.known(&list).loose, [(list[0], held[0].len()), second]);
+        assert_eq!(library.known(&[list[1], list[1]]).loose.len(), 1, "named twice, held once");
     }
 }

@@ -131,23 +131,28 @@ pub const TAKEN_BODIES_MAX: usize = 1_024;
 /// Checks at once take one core each, and where there is one core there are two turns: of these, too, a
 /// household has one fewer than there are.
 pub const CHECKS_MIN: usize = 2;
+/// A verdict that took the node longer keeps the household's turn, not that of all, nine times as long again:
+/// nobody has more than a tenth of the node's time.
+pub const NODE_CHECK_LONG: Duration = Duration::from_secs(1);
 /// A node that has not answered for so long does not: the declaration is refused as our fault.
 pub const NODE_CHECK_DEADLINE: Duration = Duration::from_secs(20);
 /// Declarations that wait for transactions, of up to 4 MB each, from everybody: half a gigabyte if all of
 /// them are sent whole blocks at once ...
 pub const PROVIDING_MAX: usize = 128;
-/// ... and from one household. One beyond waits for its turn to ask ...
-pub const PROVIDING_PER_HOUSEHOLD_MAX: usize = 8;
+/// ... and from one household, whose uplink they would share anyway; 64 households would have to be silent
+/// at once to hold up others, where four fill the port. One beyond waits for its turn to ask ...
+pub const PROVIDING_PER_HOUSEHOLD_MAX: usize = 2;
 /// ... for so long, and is refused then.
 pub const PROVIDING_WAIT_MAX: Duration = Duration::from_secs(20);
-/// What approved jobs may hold beside transactions that are shared with our templates: from everybody ...
+/// What approved jobs may hold beside the transactions of our templates: from everybody, each thing once ...
 pub const APPROVED_LEN_MAX: usize = 256 * 1024 * 1024;
-/// ... and from one household: 370 lists of 4,000 transactions that nobody else declares, or six full
-/// blocks that nobody else has.
+/// ... and from one household: 40 declarators with 9 lists of 4,000 transactions of their own each, or six
+/// full blocks that our node has no part of.
 pub const APPROVED_LEN_PER_HOUSEHOLD_MAX: usize = 24 * 1024 * 1024;
 /// Approved jobs of a connection that PushSolution is tried on, the newest first, of this tip and the last:
-/// eight minutes of a template every 30 s. Each try is two hashes and a merkle path.
-pub const SOLUTION_JOBS_MAX: usize = 16;
+/// four minutes of a template every 30 s, where devices change over within seconds. Each try is two hashes
+/// and a merkle path.
+pub const SOLUTION_JOBS_MAX: usize = 8;
 /// From the first byte of a frame to its last: 4 MB at two megabits a second are sixteen seconds.
 pub const FRAME_DEADLINE: Duration = Duration::from_secs(30);
 /// A declarer that has not asked for a token by then has no business here. SRI's asks at once.
@@ -178,8 +183,9 @@ pub const COMPLAIN_EVERY_MS: u64 = 10_000;
 /// A node that has nothing new is asked whether it lives this often; the API calls the pool not ready
 /// after a minute of silence.
 pub const NODE_SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(20);
-/// New blocks that are offered to nodes at once. Mainnet never has two; a development chain under a fast
-/// device may have many while its node is away, and one beyond waits on disk.
+/// New blocks that are offered to nodes at once, and as many again that only their miners can send and that
+/// are looked for. Mainnet never has two; a development chain under a fast device may have many while its
+/// node is away, and one beyond waits on disk.
 pub const BLOCKS_UNDER_WAY_MAX: usize = 64;
 /// Blocks from the disk that are offered at once, beside the new ones: of an earlier run, or beyond the
 /// number above. Each is up to 4 MB in memory, and a node takes one after the other anyway.

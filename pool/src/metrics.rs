@@ -46,7 +46,7 @@ pub const OPEN_REFUSALS: [&str; 8] = [
 pub const BLOCK_STATES: [&str; 6] = ["found", "accepted", "stale", "rejected", "confirmed", OTHER];
 
 /// Verdicts on declarations: approved, or the code of DeclareMiningJob.Error.
-pub const DECLARATION_VERDICTS: [&str; 11] = [
+pub const DECLARATION_VERDICTS: [&str; 12] = [
     "approved",
     "missing-declare-tx-data-flag",
     "invalid-mining-job-token",
@@ -57,6 +57,7 @@ pub const DECLARATION_VERDICTS: [&str; 11] = [
     "stale-chain-tip",
     "invalid-job",
     "too-many-declarations",
+    "internal-error",
     OTHER,
 ];
 

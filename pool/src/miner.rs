@@ -189,19 +189,12 @@ enum End {
 /// A task is as large as the largest thing it ever waits for, for as long as it lives. What it waits for
 /// once is boxed, so that thousands of idle connections do not each carry a handshake.
 pub async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, shared: Arc<Shared>) {
-    let greet = greet(stream, shared.setup, &shared);
-    let greeting = Box::pin(timeout(shared.handshake_deadline, greet));
-    let Some(greeted) = shared.shutdown.run_until_cancelled(greeting).await else { return };
-    let greeting = match greeted.unwrap_or(Err((HandshakeFailure::Deadline, None))) {
-        Ok(greeting) => greeting,
-        Err((why, detail)) => {
-            shared.metrics.handshake_failed(why);
-            shared.complain(peer, why, detail.as_deref());
-            return;
-        }
+    let Some(greeting) = Box::pin(greeted(stream, peer, shared.setup, &shared)).await else {
+        return;
     };
     shared.metrics.connection_opened();
-    info!(connection = id, %peer, vendor = greeting.vendor, hardware = greeting.hardware, "connected");
+    let Names { vendor, hardware, .. } = &*greeting.names;
+    info!(connection = id, %peer, vendor, hardware, "connected");
     let mut miner = Box::new(Miner::new(greeting, peer, id, Arc::clone(&shared)));
     let end = miner.run().await;
     let shares: u64 = miner.server.channels().map(|view| view.tally.accepted).sum();
@@ -216,15 +209,40 @@ pub(crate) struct Greeting {
     pub(crate) link: Link,
     pub(crate) machine: SetupMachine,
     pub(crate) setup: Setup,
+    pub(crate) names: Box<Names>,
+}
+
+/// What a client calls itself, in its SetupConnection.
+#[derive(Default)]
+pub(crate) struct Names {
     pub(crate) vendor: Box<str>,
     pub(crate) hardware: Box<str>,
     pub(crate) firmware: Box<str>,
 }
 
-pub(crate) type NotGreeted = (HandshakeFailure, Option<String>);
+type NotGreeted = (HandshakeFailure, Option<String>);
 
-/// Handshake and SetupConnection, held against `policy`. The caller has the deadline.
-pub(crate) async fn greet(
+/// Handshake and SetupConnection, held against `policy`, within their deadline. `None`: there is no session,
+/// which was counted and, where somebody may mend it, said; or the pool stops.
+pub(crate) async fn greeted(
+    stream: TcpStream,
+    peer: SocketAddr,
+    policy: SetupPolicy,
+    shared: &Shared,
+) -> Option<Box<Greeting>> {
+    let greet = timeout(shared.handshake_deadline, greet(stream, policy, shared));
+    let greeted = shared.shutdown.run_until_cancelled(greet).await?;
+    let (why, detail) = match greeted {
+        Ok(Ok(greeting)) => return Some(greeting),
+        Ok(Err(not_greeted)) => not_greeted,
+        Err(_) => (HandshakeFailure::Deadline, None),
+    };
+    shared.metrics.handshake_failed(why);
+    shared.complain(peer, why, detail.as_deref());
+    None
+}
+
+async fn greet(
     mut stream: TcpStream,
     policy: SetupPolicy,
     shared: &Shared,
@@ -257,10 +275,7 @@ pub(crate) async fn greet(
             SetupStep::Agreed(setup) => {
                 inbound.set_limit(setup.client_payload_max());
                 link.flush().await.map_err(fault(HandshakeFailure::Closed))?;
-                let (vendor, hardware, firmware) = names.unwrap_or_default();
-                let (vendor, hardware, firmware) =
-                    (vendor.into(), hardware.into(), firmware.into());
-                let greeting = Greeting { link, machine, setup, vendor, hardware, firmware };
+                let greeting = Greeting { link, machine, setup, names: names.unwrap_or_default() };
                 return Ok(Box::new(greeting));
             }
             SetupStep::Refused(refusal) => {
@@ -298,19 +313,21 @@ async fn await_act_one(stream: &TcpStream) -> Result<(), NotGreeted> {
     }
 }
 
-fn names_of(received: &Received<'_>) -> Option<(String, String, String)> {
+fn names_of(received: &Received<'_>) -> Option<Box<Names>> {
     let Received::Known(Message::SetupConnection(setup), _) = received else { return None };
     let SetupConnection { vendor, hardware_version, firmware, .. } = setup;
-    Some((vendor.printable(), hardware_version.printable(), firmware.printable()))
+    Some(Box::new(Names {
+        vendor: vendor.printable().into(),
+        hardware: hardware_version.printable().into(),
+        firmware: firmware.printable().into(),
+    }))
 }
 
 /// A session.
 struct Miner {
     id: u64,
     peer: SocketAddr,
-    vendor: Box<str>,
-    hardware: Box<str>,
-    firmware: Box<str>,
+    names: Box<Names>,
     /// Unix seconds.
     opened_at: u32,
     link: Link,
@@ -360,7 +377,7 @@ enum Event {
 
 impl Miner {
     fn new(greeting: Box<Greeting>, peer: SocketAddr, id: u64, shared: Arc<Shared>) -> Self {
-        let Greeting { link, machine, setup, vendor, hardware, firmware } = *greeting;
+        let Greeting { link, machine, setup, names } = *greeting;
         let mut templates = shared.calls.to_others.clone();
         let Published { active, tip_at, .. } = templates.borrow_and_update().clone();
         let now = shared.clock.now();
@@ -377,9 +394,7 @@ impl Miner {
         Self {
             id,
             peer,
-            vendor,
-            hardware,
-            firmware,
+            names,
             custom: custom.map(Box::new),
             opened_at: now.unix_s,
             link,
@@ -496,7 +511,7 @@ impl Miner {
             Event::Template => {
                 let active = Arc::clone(&self.templates.borrow_and_update().active);
                 if let Some(custom) = &mut self.custom {
-                    custom.follow(active.tip.hash);
+                    custom.follow(active.tip.hash, self.server.open_declared());
                 }
                 self.server.handle(now, Input::Template(active), &mut self.out)?;
             }
@@ -701,9 +716,14 @@ impl Miner {
         outbound.send_frames(&self.out.frames);
         // An idle connection holds no buffer.
         self.out.frames = Vec::new();
-        if outbound.pending().is_empty() {
+        if !self.link.write_now()? {
             return Ok(());
         }
+        Box::pin(self.flush_slowly()).await
+    }
+
+    /// What the socket did not take at once.
+    async fn flush_slowly(&mut self) -> Result<(), End> {
         let stop = async {
             self.shared.shutdown.cancelled().await;
             sleep(self.shared.drain).await;
@@ -779,9 +799,9 @@ impl Miner {
         let row = ConnectionSnapshot {
             id: self.id,
             peer: self.peer,
-            vendor: self.vendor.to_string(),
-            hardware: self.hardware.to_string(),
-            firmware: self.firmware.to_string(),
+            vendor: self.names.vendor.to_string(),
+            hardware: self.names.hardware.to_string(),
+            firmware: self.names.firmware.to_string(),
             opened_at: self.opened_at.into(),
             channels: rows,
             custom_jobs: self.custom.as_ref().map(|custom| custom.shown()),

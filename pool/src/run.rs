@@ -152,11 +152,20 @@ pub fn cancelled_by_signal() -> CancellationToken {
 }
 
 /// Starts everything; `shutdown` gives up a start that waits for a node or a store.
+pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Running> {
+    start_behind(config, shutdown, |node| node).await
+}
+
+/// As `start`, with everything that is asked of the node going through what `front` makes of it.
 #[expect(
     clippy::too_many_lines,
     reason = "the order of a start is one story, cut where a name helps"
 )]
-pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Running> {
+pub async fn start_behind(
+    config: &Config,
+    shutdown: &CancellationToken,
+    front: impl FnOnce(Arc<dyn Node>) -> Arc<dyn Node>,
+) -> Result<Running> {
     // What can be known to be wrong before anything is made or waited for.
     config.payout_script(config.network())?;
     if config.node.kind == NodeKind::BitcoinCore {
@@ -201,7 +210,7 @@ pub async fn start(config: &Config, shutdown: &CancellationToken) -> Result<Runn
     };
     tokio::spawn(api::serve(pages, sources, rest_stop.clone()));
 
-    let (node, chain) = connect_node(config, shutdown).await?;
+    let (node, chain) = connect_node(config, shutdown, front).await?;
     let payout_script = config.payout_script(chain.network)?.into_bytes();
     let book = Bookkeeping {
         network: chain.network,
@@ -459,11 +468,12 @@ fn load_keys(
 async fn connect_node(
     config: &Config,
     shutdown: &CancellationToken,
+    front: impl FnOnce(Arc<dyn Node>) -> Arc<dyn Node>,
 ) -> Result<(Arc<dyn Node>, ChainInfo)> {
-    let node: Arc<dyn Node> = match config.node.kind {
+    let node = front(match config.node.kind {
         NodeKind::Embedded => Arc::new(embedded_chain(config, &config.pool.data_dir)?),
         NodeKind::BitcoinCore => Arc::new(bitcoin_core(config)?),
-    };
+    });
     let chain = wait_for_chain(&*node, shutdown).await?;
     config.check_network(&node.name(), chain.network)?;
     Ok((node, chain))

@@ -59,8 +59,6 @@ enum Ask {
 struct Approve {
     token: MiningJobToken,
     job: Arc<Approved>,
-    /// What it alone holds.
-    bytes: usize,
     answer: Answer<MiningJobToken>,
 }
 
@@ -87,14 +85,13 @@ impl TokensHandle {
         self.ask(|answer| Ask::AccountOf { token, answer }).await
     }
 
-    /// The token for mining `job`, which was declared with `token` and alone holds so many bytes.
+    /// The token for mining `job`, which was declared with `token`.
     pub async fn approve(
         &self,
         token: MiningJobToken,
         job: Arc<Approved>,
-        bytes: usize,
     ) -> Result<MiningJobToken, NoToken> {
-        self.ask(|answer| Ask::Approve(Approve { token, job, bytes, answer })).await
+        self.ask(|answer| Ask::Approve(Approve { token, job, answer })).await
     }
 
     /// What the token promises to a channel of `account`, at the pace that custom jobs may be set from one
@@ -212,7 +209,8 @@ impl Book {
             Ask::AccountOf { token, answer } => {
                 let _ = answer.send(self.tokens.account_of(now_ms, &token).map_err(NoToken::from));
             }
-            Ask::Approve(Approve { token, job, bytes, answer }) => {
+            Ask::Approve(Approve { token, job, answer }) => {
+                let bytes = job.bytes();
                 let new = random().and_then(|random| {
                     Ok(self.tokens.approve(now_ms, &token, random, job, bytes)?)
                 });

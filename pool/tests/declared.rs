@@ -13,10 +13,15 @@ mod session;
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use declarator::{Declarator, OwnJob, Wire, setup, spend, unseen, with_transactions};
-use job_declarator::node::Submitted;
+use job_declarator::limits::SUPPLIED_STRIPPED_MAX;
+use job_declarator::node::{
+    ChainInfo, Checked, Node, NodeError, NodeFuture, NodeTemplate, Submitted, TemplateMark,
+};
 use pool::board::ConnectionSnapshot;
 use pool::config::{Config, NodeKind};
 use pool::run::{self, Running};
@@ -68,6 +73,16 @@ impl Rig {
         Self { pool, _folder: folder }
     }
 
+    /// With a node whose verdicts are as the test says.
+    async fn start_behind(verdicts: Arc<AtomicU8>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config(folder.path(), NO_BLOCKS);
+        let front = |node| Arc::new(Front { node, verdicts }) as Arc<dyn Node>;
+        let stop = CancellationToken::new();
+        let pool = run::start_behind(&config, &stop, front).await.unwrap();
+        Self { pool, _folder: folder }
+    }
+
     async fn stop(self) {
         self.pool.stop().await.unwrap();
     }
@@ -94,6 +109,44 @@ impl Rig {
         let prefix = format!("{name} ");
         let value = text.lines().find_map(|line| line.strip_prefix(&prefix));
         value.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
+    }
+}
+
+/// The node, which gives its verdicts on blocks or does not.
+struct Front {
+    node: Arc<dyn Node>,
+    verdicts: Arc<AtomicU8>,
+}
+
+const GIVEN: u8 = 0;
+const AWAY: u8 = 1;
+const BROKEN: u8 = 2;
+
+impl Node for Front {
+    fn name(&self) -> String {
+        self.node.name()
+    }
+    fn chain_info(&self) -> NodeFuture<'_, ChainInfo> {
+        self.node.chain_info()
+    }
+    fn next_template<'a>(
+        &'a self,
+        after: Option<&'a TemplateMark>,
+    ) -> NodeFuture<'a, NodeTemplate> {
+        self.node.next_template(after)
+    }
+    fn submit_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Submitted> {
+        self.node.submit_block(block)
+    }
+    fn check_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Checked> {
+        match self.verdicts.load(Ordering::SeqCst) {
+            GIVEN => self.node.check_block(block),
+            AWAY => Box::pin(async { Err(NodeError::Unreachable("away".into())) }),
+            _ => panic!("as a bug would"),
+        }
+    }
+    fn height_of<'a>(&'a self, hash: &'a [u8; 32]) -> NodeFuture<'a, Option<u32>> {
+        self.node.height_of(hash)
     }
 }
 
@@ -190,7 +243,8 @@ async fn lists_that_are_declared_at_the_same_time_are_held_once() {
     }
     let alone = held[1] - held[0];
     let list = size_of_val(job.template.known_transactions()) as f64;
-    assert!(held[0] <= 7.0 * alone + list, "{held:?}, a list of {list}");
+    // And what it takes to tell that it is one.
+    assert!(held[0] <= 7.0 * alone + list + 256.0, "{held:?}, a list of {list}");
     rig.stop().await;
 }
 
@@ -211,6 +265,31 @@ async fn what_was_not_approved_is_not_in_the_library_js10() {
         assert!(details.contains("missingorspent"), "{details}");
         assert_eq!(alice.asked, [24, 25], "asked for again: it was not kept");
     }
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_a_verdict_costs_a_declarer_his_job_and_not_his_token_nor_his_link() {
+    let verdicts = Arc::new(AtomicU8::new(GIVEN));
+    let rig = Rig::start_behind(Arc::clone(&verdicts)).await;
+    let mut alice = Declarator::open(&rig.pool, "alice").await;
+    let allocated = alice.allocate().await;
+    let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
+    for (state, says) in [(AWAY, "the node does not answer"), (BROKEN, "the check failed")] {
+        verdicts.store(state, Ordering::SeqCst);
+        let refused = alice.declare(&allocated.token, &job).await.unwrap_err();
+        // What SRI's declarator goes on after.
+        assert_eq!(refused, ("stale-chain-tip".to_owned(), says.to_owned()));
+    }
+    assert_eq!(rig.metric("pool_declarations_total{verdict=\"internal-error\"}"), 1.0);
+    verdicts.store(GIVEN, Ordering::SeqCst);
+    let token = alice.declare(&allocated.token, &job).await.unwrap();
+    let id = alice.set_custom(&token, &job).await.unwrap();
+    alice.mine_one(&job, id).await;
+    // What the node took once it need not be asked for again.
+    verdicts.store(AWAY, Ordering::SeqCst);
+    let allocated = alice.allocate().await;
+    alice.declare(&allocated.token, &job).await.unwrap();
     rig.stop().await;
 }
 
@@ -597,6 +676,52 @@ async fn transactions_that_are_not_those_asked_for_are_refused_js5() {
     mallory.say_declaration(&token.token, &job).await;
     mallory.provide(999, &[first]).await;
     honest_is_served(&rig, &mut honest).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_a_node_would_take_long_over_is_refused_unless_our_node_has_it() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+    let mut honest = Declarator::open(&rig.pool, "alice").await;
+    let token = mallory.allocate().await;
+    for (surplus, is_refused) in [(1, true), (0, false)] {
+        let shown = rig.pool.node.next_template(None).await.unwrap();
+        let mut long = unseen(&shown.template, 1).remove(0);
+        let note = |bytes: usize| bitcoin::TxOut {
+            value: bitcoin::Amount::ZERO,
+            script_pubkey: bitcoin::ScriptBuf::from_bytes(vec![0x6a; bytes]),
+        };
+        long.output.push(note(90_000));
+        let rest = SUPPLIED_STRIPPED_MAX as usize - long.base_size();
+        long.output[1] = note(90_000 + rest + surplus);
+        assert_eq!(long.base_size(), SUPPLIED_STRIPPED_MAX as usize + surplus);
+        let job = OwnJob::of(shown, &[long], &token.script);
+        let told = mallory.declare(&token.token, &job).await;
+        assert_eq!(told.is_err(), is_refused, "{told:?}");
+        if let Err((code, details)) = told {
+            assert_eq!(code, "invalid-job");
+            assert!(details.contains("100001 bytes"), "{details}");
+        }
+    }
+    honest_is_served(&rig, &mut honest).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn double_spends_inside_are_refused_and_stop_nobody() {
+    let rig = Rig::start(NO_BLOCKS).await;
+    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+    let mut honest = Declarator::open(&rig.pool, "alice").await;
+    let token = mallory.allocate().await;
+    let shown = rig.pool.node.next_template(None).await.unwrap();
+    let last = last_of(&shown.template);
+    let job = OwnJob::of(shown, &[spend(&last, 900), spend(&last, 901)], &token.script);
+    for _ in 0..3 {
+        let (_, details) = mallory.declare(&token.token, &job).await.unwrap_err();
+        assert!(details.contains("missingorspent"), "{details}");
+        honest_is_served(&rig, &mut honest).await;
+    }
     rig.stop().await;
 }
 

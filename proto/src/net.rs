@@ -116,6 +116,22 @@ impl Link {
         Ok(())
     }
 
+    /// Writes as much of what is pending as the socket takes at once; `true` if something is left.
+    pub fn write_now(&mut self) -> Result<bool, LinkError> {
+        let Self { stream, connection: Connection { outbound, .. } } = self;
+        while !outbound.pending().is_empty() {
+            match stream.try_write(outbound.pending()) {
+                Ok(count) => outbound.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if outbound.is_over() {
+            return Err(NoiseError::SessionOver.into());
+        }
+        Ok(false)
+    }
+
     /// One write of what is pending: waits until the peer takes a part of it. `true` while something is
     /// left, so that a deadline can be put around each step and not around a slow peer's whole flush.
     /// Cancel safe.

@@ -86,6 +86,16 @@ pub enum Refusal {
     /// What was supplied for a position is not what the list names.
     #[error("what was supplied as transaction {0} is not the declared one")]
     OtherTransaction(u16),
+    /// A node takes long over one: its signatures may each hash all of it.
+    #[error(
+        "transaction {position} has {stripped} bytes without its witness, and the pool does not know it"
+    )]
+    TransactionTooLong {
+        /// In the list.
+        position: u16,
+        /// Bytes without the witness.
+        stripped: u64,
+    },
     /// A position was supplied twice.
     #[error("a transaction was supplied twice")]
     SuppliedTwice,
@@ -160,6 +170,7 @@ impl Refusal {
             | Self::TooManyTransactions(_)
             | Self::Repeated(_)
             | Self::CoinbaseInside(_)
+            | Self::TransactionTooLong { .. }
             | Self::Weight(_)
             | Self::Sigops(_)
             | Self::Nbits(_)
@@ -203,6 +214,7 @@ impl Refusal {
             | Self::CoinbaseInside(_)
             | Self::NotATransaction(_)
             | Self::OtherTransaction(_)
+            | Self::TransactionTooLong { .. }
             | Self::SuppliedTwice
             | Self::Weight(_)
             | Self::Sigops(_) => CustomRefusal::InvalidCoinbaseTx,

@@ -66,6 +66,12 @@ impl Transaction {
         self.weight
     }
 
+    /// Bytes without marker and witness, as a signature from before BIP143 hashes them.
+    #[must_use]
+    pub fn stripped_len(&self) -> u64 {
+        (u64::from(self.weight) - self.bytes.len() as u64) / (WITNESS_SCALE - 1)
+    }
+
     /// Cost of the signature operations that stand in the open (BIP141). Those of the scripts behind
     /// spent outputs come on top; only a node knows them.
     #[must_use]

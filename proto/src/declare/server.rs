@@ -353,7 +353,7 @@ impl Server {
         };
         if self.open.len() >= DECLARATIONS_OPEN_MAX {
             // The declarer has gone on; `takes_more` sees that there is one that waits for him.
-            self.give_up(0, "too many declarations after it", out);
+            self.give_up(0, DeclareRefusal::TooMany, "too many declarations after it", out);
         }
         self.open.push(Open { request_id, stage: Stage::Checking { is_supplied: false } });
         out.effects.push(Effect::Check(Box::new(Declaration {
@@ -513,12 +513,13 @@ impl Server {
             Stage::Checking { .. } | Stage::Lacking { .. } => false,
         });
         if let Some(at) = late {
-            self.give_up(at, "the transactions that were asked for did not come", out);
+            let details = "the transactions that were asked for did not come";
+            self.give_up(at, DeclareRefusal::MissingTransactions, details, out);
         }
     }
 
     /// Refuses the first declaration from `from` on that waits for its declarer.
-    fn give_up(&mut self, from: usize, details: &str, out: &mut Outbox) {
+    fn give_up(&mut self, from: usize, refusal: DeclareRefusal, details: &str, out: &mut Outbox) {
         let waits = self.open[from..].iter().position(Open::waits_for_declarer);
         let Some(at) = waits.map(|at| from + at) else { return };
         let Open { request_id, stage } = self.open.remove(at);
@@ -528,7 +529,7 @@ impl Server {
             }
             self.given_up.push_back(request_id);
         }
-        refuse(request_id, DeclareRefusal::MissingTransactions, details.to_owned(), out);
+        refuse(request_id, refusal, details.to_owned(), out);
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use crate::limits::{
     CREDIT_BATCH_AGE_MS, CREDIT_BATCH_MAX, CREDIT_BATCH_WAITING_MAX, CREDIT_BATCHES_OPEN_MAX,
 };
-use crate::mining::{ChannelId, Committed, CreditBatch, CreditGroup};
+use crate::mining::{ChannelId, Committed, CreditBatch, CreditGroup, DeclaredId};
 use crate::share::Proof;
 use crate::target::Difficulty;
 
@@ -87,6 +87,11 @@ impl Batches {
             Some(at) => self.under_way.remove(at).map(|(_, receipts)| receipts).unwrap_or_default(),
             None => Vec::new(),
         }
+    }
+
+    /// The declared jobs that the open batch has shares of; one may be named twice.
+    pub(super) fn open_declared(&self) -> impl Iterator<Item = DeclaredId> {
+        self.groups.iter().filter_map(|group| group.worth.declared)
     }
 
     /// Batches that wait for the ledger.

@@ -3,6 +3,7 @@
 
 mod batch;
 mod channel;
+mod channels;
 pub mod client;
 mod custom;
 mod given;

@@ -11,7 +11,7 @@ mod jobs;
 mod open;
 mod shares;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::connection::Violation;
@@ -23,12 +23,12 @@ use crate::limits::{
 };
 use crate::message::{Message, Tlvs, setup_flags};
 use crate::mining::batch::Batches;
-use crate::mining::channel::Channel;
 pub use crate::mining::channel::Tally;
+use crate::mining::channels::Channels;
 use crate::mining::given::GivenJobs;
 use crate::mining::{
     ChannelId, Committed, CreditBatch, CustomJob, CustomJobRequest, CustomRefusal, CustomRefused,
-    Kind, Now, Owner, Worth,
+    DeclaredId, Kind, Now, Owner, Worth,
 };
 use crate::share::Refusal;
 use crate::target::Difficulty;
@@ -193,8 +193,7 @@ pub struct Server {
     custom: Option<Box<custom::CustomWork>>,
     /// The jobs that went to every channel.
     given: GivenJobs,
-    /// Boxed: a node of the map has room for eleven.
-    channels: BTreeMap<ChannelId, Box<Channel>>,
+    channels: Channels,
     /// How many channels there may be.
     channels_max: usize,
     next_channel: u32,
@@ -238,7 +237,7 @@ impl Server {
             active,
             future: None,
             owes_jobs: false,
-            channels: BTreeMap::new(),
+            channels: Channels::default(),
             channels_max: CHANNELS_PER_CONNECTION_MAX,
             next_channel: GROUP.0 + 1,
             next_job: 1,
@@ -331,6 +330,12 @@ impl Server {
     #[must_use]
     pub fn batches_under_way(&self) -> usize {
         self.batches.under_way()
+    }
+
+    /// The declared jobs that shares of the open batch are of; one may be named twice. However old their
+    /// tips are, the ledger is still to be told of them.
+    pub fn open_declared(&self) -> impl Iterator<Item = DeclaredId> {
+        self.batches.open_declared()
     }
 
     /// Sends off the open batch now, whatever its age: the connection ends, its shares do not.

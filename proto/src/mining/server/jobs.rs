@@ -217,7 +217,7 @@ impl Server {
         let mut roots = vec![[0; 32]; coinbases.len()];
         job.merkle_roots(&coinbases, &mut roots);
         let mut roots = roots.into_iter();
-        for (channel_id, channel) in &mut self.channels {
+        for (channel_id, channel) in self.channels.iter_mut() {
             let root = match channel.kind {
                 Kind::Standard => roots.next(),
                 Kind::Extended => None,

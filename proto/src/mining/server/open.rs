@@ -39,8 +39,9 @@ impl Server {
             max_target: open.max_target,
             min_extranonce_size: 0,
         };
-        let Some(id) = self.open(now, open.request_id, &asked, out)? else { return Ok(()) };
-        let channel = &self.channels[&id];
+        let opened = self.open(now, open.request_id, &asked, out)?;
+        let Some(id) = opened else { return Ok(()) };
+        let Some(channel) = self.channels.get(&id) else { return Ok(()) };
         out.say(OpenStandardMiningChannelSuccess {
             request_id: open.request_id,
             channel_id: id.0,
@@ -66,8 +67,9 @@ impl Server {
             max_target: open.max_target,
             min_extranonce_size: open.min_extranonce_size,
         };
-        let Some(id) = self.open(now, open.request_id, &asked, out)? else { return Ok(()) };
-        let channel = &self.channels[&id];
+        let opened = self.open(now, open.request_id, &asked, out)?;
+        let Some(id) = opened else { return Ok(()) };
+        let Some(channel) = self.channels.get(&id) else { return Ok(()) };
         out.say(OpenExtendedMiningChannelSuccess {
             request_id: open.request_id,
             channel_id: id.0,
@@ -100,7 +102,7 @@ impl Server {
             Ok(channel) => {
                 let id = ChannelId(self.next_channel);
                 self.next_channel += 1;
-                self.channels.insert(id, Box::new(channel));
+                self.channels.insert(id, channel);
                 out.effects.push(Effect::Opened(id));
                 Ok(Some(id))
             }
