@@ -252,12 +252,21 @@ impl Blocks {
         shutdown: &CancellationToken,
     ) -> Option<Offered> {
         let mut pause = NODE_RETRY_FIRST;
-        for _ in 0..THEIR_BLOCK_LOOKS_MAX {
+        let mut looks = 0;
+        while looks < THEIR_BLOCK_LOOKS_MAX {
+            let mut all_answered = true;
             for node in &self.nodes {
-                if let Ok(Some(_)) = node.height_of(&record.hash).await {
-                    return Some(Offered { outcome: Submitted::AlreadyKnown, was_known: true });
+                match node.height_of(&record.hash).await {
+                    Ok(Some(_)) => {
+                        let outcome = Submitted::AlreadyKnown;
+                        return Some(Offered { outcome, was_known: true });
+                    }
+                    Ok(None) => {}
+                    // A node that is away has not been looked at.
+                    Err(_) => all_answered = false,
                 }
             }
+            looks += usize::from(all_answered);
             tokio::select! {
                 () = shutdown.cancelled() => return None,
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(NODE_RETRY_MAX),

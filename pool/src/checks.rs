@@ -14,7 +14,7 @@ use bitcoin::Network;
 use job_declarator::declared::{
     Context, DeclaredJob, FeeTrust, Outcome, Refusal, Rule, Transaction, check, factor_ppm,
 };
-use job_declarator::node::{Checked as NodeSays, Node, subsidy_sats};
+use job_declarator::node::{Checked as NodeSays, Node, NodeError, subsidy_sats};
 use proto::declare::server::CheckOutcome;
 use proto::declare::{Declaration, DeclareRefusal};
 use proto::job::Job;
@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error, warn};
 
 use crate::board::{BoardHandle, JobRow, VerdictRow};
-use crate::library::{Known, LibraryHandle, Loose};
+use crate::library::{Known, LibraryHandle, Loose, Reader};
 use crate::limits::{
     AHEAD_WAIT_MAX, APPROVED_LEN_MAX, APPROVED_LEN_PER_HOUSEHOLD_MAX, CHECKS_MIN,
     NODE_CHECK_DEADLINE, NODE_CHECK_LONG, NODE_CHECKS_MAX, PROVIDING_MAX,
@@ -36,7 +36,7 @@ use crate::metrics::Metrics;
 use crate::store::{DeclareMode, DeclaredRecord};
 use crate::templates::Published;
 use crate::tokens::{NoToken, TokensHandle};
-use crate::turns::{Held, Room, Turn, Turns};
+use crate::turns::{Held, Name, Room, Turn, Turns};
 
 /// A declaration that was approved: what may be mined, and what of it lasts.
 #[derive(Debug)]
@@ -74,6 +74,8 @@ pub struct Checks {
     cores: Turns,
     /// Turns at the node.
     verdicts: Turns,
+    /// When it gave the last.
+    verdict_ended: Arc<Mutex<Option<Instant>>>,
     /// What the node took already.
     taken: Taken,
     /// Turns at being sent transactions.
@@ -218,6 +220,7 @@ impl Checks {
             library,
             cores: Turns::new(cores, cores - 1),
             verdicts: Turns::new(NODE_CHECKS_MAX, NODE_CHECKS_MAX - 1),
+            verdict_ended: Arc::default(),
             taken: Taken::default(),
             providing: Turns::new(PROVIDING_MAX, PROVIDING_PER_HOUSEHOLD_MAX),
             room: Room::new(APPROVED_LEN_MAX, APPROVED_LEN_PER_HOUSEHOLD_MAX),
@@ -230,6 +233,11 @@ impl Checks {
     #[must_use]
     pub fn outputs(&self) -> Arc<[u8]> {
         self.book.rule.zero_value_outputs().into()
+    }
+
+    /// Whoever declares is in the library as long as he is here.
+    pub async fn enter(&self) -> Reader {
+        self.library.enter().await
     }
 
     /// A fresh token; `None` if there is none now.
@@ -301,8 +309,7 @@ impl Checks {
             }
             Found::Sound { job, supplied } => (job, supplied),
         };
-        let loose = with_supplied(&known.loose, &supplied);
-        self.ask_node(who, job, supplied, loose, &account, &published).await
+        self.ask_node(who, job, supplied, known.loose, &account, &published).await
     }
 
     /// Transactions are up to a block of 4 MB, so that few are sent at once.
@@ -372,7 +379,7 @@ impl Checks {
         account: &str,
         published: &Published,
     ) -> Result<Judged, Refused> {
-        let room = self.room_for(who, &job, &loose).ok_or_else(|| {
+        let room = self.room_for(who, &job, &supplied, &loose).ok_or_else(|| {
             let details = "the jobs that this address has approved hold too much".to_owned();
             (DeclareRefusal::TooMany, details)
         })?;
@@ -390,6 +397,7 @@ impl Checks {
             fault("no name for the job")
         })?;
         if let Some(body) = job.body().cloned() {
+            let loose = with_supplied(&loose, &supplied);
             let kept = self.library.keep(body, supplied, loose).await.ok_or_else(going_down)?;
             job.share(kept);
         }
@@ -398,13 +406,26 @@ impl Checks {
         Ok(Judged::Sound(Box::new(approved)))
     }
 
-    /// What an approved job holds: its coinbase is its own; its list of transactions, and those of them
-    /// that no template of ours has, it may share.
-    fn room_for(&self, who: Who, job: &DeclaredJob, loose: &[Loose]) -> Option<Held> {
+    /// What an approved job holds: its coinbase, what was supplied for it and the names of what it may share
+    /// are its own; its list of transactions, and those of the known that no template of ours has, are
+    /// charged once.
+    fn room_for(
+        &self,
+        who: Who,
+        job: &DeclaredJob,
+        supplied: &[Transaction],
+        loose: &[Loose],
+    ) -> Option<Held> {
         let coinbase = job.job().coinbase();
-        let alone = 2 * (coinbase.prefix.len() + coinbase.suffix.len()) + 1_024;
-        let list =
-            job.body().map(|body| (*body.id(), body.transactions().len() * size_of::<Arc<[u8]>>()));
+        let alone = 1_024
+            + 2 * (coinbase.prefix.len() + coinbase.suffix.len())
+            + (loose.len() + 1) * size_of::<Name>()
+            + supplied.iter().map(|one| one.bytes().len()).sum::<usize>();
+        let list = job.body().map(|body| {
+            // Where it lies, and that the library keeps which of it is loose.
+            let each = size_of::<Arc<[u8]>>() + size_of::<Loose>();
+            (*body.id(), body.transactions().len() * each)
+        });
         let things: Vec<_> = loose.iter().copied().chain(list).collect();
         self.room.take(who.household, alone, &things)
     }
@@ -416,7 +437,11 @@ impl Checks {
         job: Box<DeclaredJob>,
         tip: PrevHash,
     ) -> Result<Box<DeclaredJob>, Refused> {
-        let mut turn = self.verdicts.take(who.household).await;
+        let turn = timeout(NODE_CHECK_DEADLINE, self.verdicts.take(who.household)).await;
+        let turn = turn.map_err(|_| {
+            let details = "too many declarations wait for the node".to_owned();
+            (DeclareRefusal::TooMany, details)
+        })?;
         // While others had their turns one may have been told of the same transactions.
         if self.taken.covers(&tip, &job) {
             return Ok(job);
@@ -427,20 +452,19 @@ impl Checks {
         });
         let (job, proposal) = built.await.map_err(|_| fault("the block was not built"))?;
         let proposal = proposal.ok_or_else(|| fault("the block was not built"))?;
-        let began = Instant::now();
-        let verdict = timeout(NODE_CHECK_DEADLINE, self.node.check_block(&proposal)).await;
-        let took = began.elapsed();
-        drop(proposal);
-        if took > NODE_CHECK_LONG {
-            turn.rest();
-            tokio::spawn(async move {
-                sleep(took * 9).await;
-                drop(turn);
-            });
-        } else {
-            drop(turn);
-        }
+        // On a task of its own, with the turn: the node goes on also when its declarer is gone.
+        let (node, ended) = (Arc::clone(&self.node), Arc::clone(&self.verdict_ended));
+        let asked = tokio::spawn(ask_in_turn(node, proposal, turn, ended));
+        let verdict = timeout(NODE_CHECK_DEADLINE, asked).await;
         let moved = !self.templates.borrow().active.tip.is_same_tip(&tip);
+        let verdict = match verdict {
+            Ok(Ok(verdict)) => Ok(verdict),
+            Ok(Err(panic)) => {
+                error!(%panic, connection = who.connection, "asking for a verdict failed");
+                return Err(fault("the check failed"));
+            }
+            Err(late) => Err(late),
+        };
         match verdict {
             Ok(Ok(NodeSays::Valid)) => {
                 self.taken.note(&tip, &job);
@@ -486,6 +510,7 @@ impl Checks {
         let (verdict, reason, job) = match outcome {
             Ok((_, approved)) => {
                 let DeclaredRecord { height, fees_sats, factor_ppm, .. } = *approved.record;
+                self.metrics.job_is_worth(factor_ppm);
                 debug!(
                     connection,
                     account,
@@ -523,6 +548,31 @@ impl Checks {
             job,
         });
     }
+}
+
+/// Asks the node for its verdict, and has the household rest if it took the node long over it: longer than
+/// since the last verdict, for until then it may have been another's block that it was at.
+async fn ask_in_turn(
+    node: Arc<dyn Node>,
+    proposal: Vec<u8>,
+    mut turn: Turn,
+    last_ended: Arc<Mutex<Option<Instant>>>,
+) -> Result<NodeSays, NodeError> {
+    let began = Instant::now();
+    let verdict = node.check_block(&proposal).await;
+    drop(proposal);
+    let now = Instant::now();
+    let mut last_ended = last_ended.lock().unwrap_or_else(PoisonError::into_inner);
+    let took = now - last_ended.replace(now).map_or(began, |last| last.max(began));
+    // A node that is away is nobody's doing.
+    if verdict.is_ok() && took > NODE_CHECK_LONG {
+        turn.rest();
+        tokio::spawn(async move {
+            sleep(took * 9).await;
+            drop(turn);
+        });
+    }
+    verdict
 }
 
 /// What `judge` leaves to be done.

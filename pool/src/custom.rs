@@ -8,6 +8,7 @@ use std::collections::{HashSet, VecDeque};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use job_declarator::declared::{Refusal, coinbase_only};
 use proto::limits::{NTIME_AHEAD_MAX_S, PAST_JOBS_MAX};
@@ -263,11 +264,12 @@ impl MinedJobs {
     fn keep(&mut self, mined: Mined) {
         self.let_go(mined.channel);
         // It may be of a tip that this connection is to hear of; `follow` bounds how many there are.
-        if let Some(tip) = self.newest(mined.record.prev_hash) {
-            if tip.jobs.len() >= CUSTOM_JOBS_KEPT {
-                tip.jobs.pop_front();
-            }
-            tip.jobs.push_back(mined);
+        let Some(tip) = self.newest(mined.record.prev_hash) else { return };
+        tip.jobs.push_back(mined);
+        if tip.jobs.len() > CUSTOM_JOBS_KEPT {
+            // The open batch may have shares of it; the next tip tells.
+            let oldest = tip.jobs.pop_front();
+            self.owed.extend(oldest.map(|job| job.record));
         }
     }
 
@@ -330,12 +332,12 @@ impl CustomJobs {
         });
     }
 
-    /// The next verdict; never, while none is due. Cancel safe.
-    pub async fn next(&mut self) -> Verdict {
+    /// The next verdict; none, while none is due.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Verdict> {
         loop {
-            match self.asked.join_next().await {
-                None => std::future::pending().await,
-                Some(Ok(verdict)) => return verdict,
+            match ready!(self.asked.poll_join_next(context)) {
+                None => return Poll::Pending,
+                Some(Ok(verdict)) => return Poll::Ready(verdict),
                 // It has nothing in it that could.
                 Some(Err(panic)) => {
                     error!(%panic, connection = self.connection, "a task that asks a judge failed");

@@ -79,6 +79,7 @@ pub async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, declarers: Arc<
     pool.metrics.declarer_opened();
     let Names { vendor, firmware, .. } = &*greeting.names;
     info!(declarer = id, %peer, vendor, firmware, "connected");
+    let _reader = declarers.checks.enter().await;
     let mut declarer = Box::new(Declarer::new(*greeting, peer, id, declarers));
     let end = declarer.run().await;
     let approved = declarer.approved_count;

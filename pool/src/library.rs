@@ -41,6 +41,20 @@ pub type Loose = (Name, usize);
 #[derive(Clone)]
 pub struct LibraryHandle {
     queue: mpsc::Sender<Ask>,
+    /// How many declarers there are.
+    readers: Arc<watch::Sender<usize>>,
+    /// Whether the present template's transactions are in.
+    is_stocked: watch::Receiver<bool>,
+}
+
+/// A declarer who may look transactions up, until it is dropped.
+#[derive(Debug)]
+pub struct Reader(Arc<watch::Sender<usize>>);
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.0.send_modify(|readers| *readers -= 1);
+    }
 }
 
 enum Ask {
@@ -61,6 +75,15 @@ enum Ask {
 }
 
 impl LibraryHandle {
+    /// Templates are read while there is somebody for whom. Waits for the present one, if he is the first.
+    pub async fn enter(&self) -> Reader {
+        self.readers.send_modify(|readers| *readers += 1);
+        let reader = Reader(Arc::clone(&self.readers));
+        // A library that has ended stocks nothing; nor is anything declared then.
+        let _ = self.is_stocked.clone().wait_for(|is_stocked| *is_stocked).await;
+        reader
+    }
+
     /// The declaration back, with those of its transactions that are known. `None`: the pool is going down.
     pub async fn look_up(
         &self,
@@ -93,8 +116,11 @@ pub fn spawn(
     stop: CancellationToken,
 ) -> LibraryHandle {
     let (queue, mut asks) = mpsc::channel(LIBRARY_ASKS_MAX);
-    let handle = LibraryHandle { queue };
-    tokio::spawn(follow(templates, handle.clone(), stop.clone()));
+    let (readers, entered) = watch::channel(0);
+    let (stocked, is_stocked) = watch::channel(false);
+    let follower = Follower { templates, entered, stocked, queue: queue.clone() };
+    tokio::spawn(stop.clone().run_until_cancelled_owned(follower.run()));
+    let handle = LibraryHandle { queue, readers: Arc::new(readers), is_stocked };
     tokio::spawn(async move {
         let mut library = Library::default();
         while let Some(Some(ask)) = stop.run_until_cancelled(asks.recv()).await {
@@ -105,35 +131,58 @@ pub fn spawn(
     handle
 }
 
-/// Reads every new template's transactions, apart from everybody's work: four thousand are some ten
-/// milliseconds of hashing.
-async fn follow(
-    mut templates: watch::Receiver<Published>,
-    library: LibraryHandle,
-    stop: CancellationToken,
-) {
-    let mut last: Option<Transactions> = None;
-    loop {
-        let Published { active, .. } = templates.borrow_and_update().clone();
-        let (prev_hash, new) = (active.tip.hash, active.job.template().transactions.clone());
-        if let Some(new) =
-            new.filter(|new| !last.as_ref().is_some_and(|last| Arc::ptr_eq(last, new)))
-        {
-            last = Some(Arc::clone(&new));
-            let read = move || new.iter().cloned().filter_map(Transaction::read).collect();
-            match tokio::task::spawn_blocking(read).await {
-                Ok(transactions) => {
-                    let template = Ask::Template { prev_hash, transactions };
-                    if library.queue.send(template).await.is_err() {
-                        return;
-                    }
+/// Reads every new template's transactions while there is a declarer, apart from everybody's work: four
+/// thousand are some ten milliseconds of hashing.
+struct Follower {
+    templates: watch::Receiver<Published>,
+    entered: watch::Receiver<usize>,
+    stocked: watch::Sender<bool>,
+    queue: mpsc::Sender<Ask>,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let mut last: Option<Transactions> = None;
+        loop {
+            if self.entered.wait_for(|readers| *readers > 0).await.is_err() {
+                return;
+            }
+            let Published { active, .. } = self.templates.borrow_and_update().clone();
+            let (prev_hash, new) = (active.tip.hash, active.job.template().transactions.clone());
+            let is_last =
+                |new: &Transactions| last.as_ref().is_some_and(|last| Arc::ptr_eq(last, new));
+            if let Some(new) = new.filter(|new| !is_last(new)) {
+                last = Some(Arc::clone(&new));
+                if self.read(prev_hash, new).await.is_none() {
+                    return;
                 }
-                Err(error) => warn!(%error, "a template's transactions were not read"),
+            }
+            self.stocked.send_replace(true);
+            let mut gone = self.entered.clone();
+            tokio::select! {
+                changed = self.templates.changed() => if changed.is_err() {
+                    return;
+                },
+                // The next to come waits for what is mined then.
+                _ = gone.wait_for(|readers| *readers == 0) => {
+                    self.stocked.send_replace(false);
+                }
             }
         }
-        match stop.run_until_cancelled(templates.changed()).await {
-            Some(Ok(())) => {}
-            Some(Err(_)) | None => return,
+    }
+
+    /// `None`: the library has ended.
+    async fn read(&self, prev_hash: [u8; 32], new: Transactions) -> Option<()> {
+        let read = move || new.iter().cloned().filter_map(Transaction::read).collect();
+        match tokio::task::spawn_blocking(read).await {
+            Ok(transactions) => {
+                let template = Ask::Template { prev_hash, transactions };
+                self.queue.send(template).await.ok()
+            }
+            Err(error) => {
+                warn!(%error, "a template's transactions were not read");
+                Some(())
+            }
         }
     }
 }
@@ -174,6 +223,7 @@ impl Library {
                 let _ = answer.send((declaration, known));
             }
             Ask::Keep { body, supplied, loose, answer } => {
+                self.make_room_for(supplied.len());
                 for transaction in supplied {
                     self.shelve(transaction);
                 }
@@ -212,12 +262,16 @@ impl Library {
         Known { same: None, by_wtxid, loose: loose.into() }
     }
 
+    /// Once for many: a look at everything is not for each of them.
+    fn make_room_for(&mut self, more: usize) {
+        if self.by_wtxid.len() + more > LIBRARY_TRANSACTIONS_MAX {
+            self.sweep();
+        }
+    }
+
     /// The transaction as the library has it: the first copy that came stands for all. `None` where there
     /// is no place for another.
     fn shelve(&mut self, transaction: Transaction) -> Option<&mut Shelved> {
-        if self.by_wtxid.len() >= LIBRARY_TRANSACTIONS_MAX {
-            self.sweep();
-        }
         let is_full = self.by_wtxid.len() >= LIBRARY_TRANSACTIONS_MAX;
         match self.by_wtxid.entry(*transaction.wtxid()) {
             Entry::Occupied(known) => Some(known.into_mut()),
@@ -227,6 +281,7 @@ impl Library {
     }
 
     fn add_template(&mut self, prev_hash: [u8; 32], transactions: Vec<Transaction>) {
+        self.make_room_for(transactions.len());
         let mut shelf = Shelf { prev_hash, transactions: Vec::with_capacity(transactions.len()) };
         for transaction in transactions {
             let Some(shelved) = self.shelve(transaction) else { continue };

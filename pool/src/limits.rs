@@ -122,9 +122,10 @@ pub const LIBRARY_TEMPLATES_MAX: usize = 8;
 pub const LIBRARY_TRANSACTIONS_MAX: usize = 200_000;
 /// Lists of transactions that are told by their hash; at the bound those that nobody holds are forgotten.
 pub const LIBRARY_BODIES_MAX: usize = 4_096;
-/// Checks of declarations that wait for the node's verdict at once, each with a whole block of up to 4 MB;
-/// a household has one fewer, so that no one has all. Core takes a tenth of a second for a full block.
-pub const NODE_CHECKS_MAX: usize = 3;
+/// Checks of declarations that are with the node at once, each with a whole block of up to 4 MB; a household
+/// has one fewer, so that no one has all. As many as the link to the node takes, and Core takes one after
+/// the other: a tenth of a second for a full block.
+pub const NODE_CHECKS_MAX: usize = job_declarator::limits::RPC_CHECKS_MAX;
 /// Lists of transactions on the present tip that are known to be valid; at the bound all are forgotten, and
 /// the node is asked again.
 pub const TAKEN_BODIES_MAX: usize = 1_024;
@@ -134,7 +135,8 @@ pub const CHECKS_MIN: usize = 2;
 /// A verdict that took the node longer keeps the household's turn, not that of all, nine times as long again:
 /// nobody has more than a tenth of the node's time.
 pub const NODE_CHECK_LONG: Duration = Duration::from_secs(1);
-/// A node that has not answered for so long does not: the declaration is refused as our fault.
+/// A node that has not answered for so long does not: the declaration is refused as our fault. So is one whose
+/// turn at the node has not come.
 pub const NODE_CHECK_DEADLINE: Duration = Duration::from_secs(20);
 /// Declarations that wait for transactions, of up to 4 MB each, from everybody: half a gigabyte if all of
 /// them are sent whole blocks at once ...

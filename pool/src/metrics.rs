@@ -77,6 +77,8 @@ const COMMIT_SECONDS: &[f64] =
 const CHECK_SECONDS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 /// A miner's node may be ahead of ours (0) or seconds behind.
+/// Of the pool's own template: what a job without fees earns is at the lower end.
+const WORTH: &[f64] = &[0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0, 1.01, 1.05];
 const LAG_SECONDS: &[f64] = &[0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// Why a connection ended before its SetupConnection was answered.
@@ -160,6 +162,7 @@ pub struct Metrics {
     custom_jobs: Vec<Counter>,
     tokens: Gauge,
     tip_lag: Histogram,
+    worth: Histogram,
     library_transactions: Gauge,
     approved_bytes: Gauge,
     blocks_by_route: Vec<Counter>,
@@ -184,6 +187,7 @@ impl Metrics {
             ("pool_declaration_answer_seconds", CHECK_SECONDS),
             ("pool_declaration_check_seconds", CHECK_SECONDS),
             ("pool_declare_tip_lag_seconds", LAG_SECONDS),
+            ("pool_declared_job_worth", WORTH),
         ];
         let mut builder = PrometheusBuilder::new();
         for (name, bounds) in buckets {
@@ -303,6 +307,10 @@ impl Metrics {
             tip_lag: histogram(
                 "pool_declare_tip_lag_seconds",
                 "From our tip to a declarer's first approved job on it; 0 if he was first",
+            ),
+            worth: histogram(
+                "pool_declared_job_worth",
+                "Credit for work on an approved job beside the pool's own: fees against reference",
             ),
             library_transactions: gauge(
                 "pool_declare_library_transactions",
@@ -492,6 +500,11 @@ impl Metrics {
     /// Tokens that may be used.
     pub fn tokens_are(&self, tokens: usize) {
         self.tokens.set(tokens as f64);
+    }
+
+    /// A job was approved; `factor_ppm` is what its work is credited with.
+    pub fn job_is_worth(&self, factor_ppm: u32) {
+        self.worth.record(f64::from(factor_ppm) / 1_000_000.0);
     }
 
     /// A declarer's first job on a tip came so long after the tip.

@@ -6,10 +6,12 @@
 //! carried out (a found block first) and all that was said goes out in one write.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Poll, ready};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proto::connection::{Connection, Setup, SetupMachine, SetupPolicy, SetupStep, Violation};
@@ -188,17 +190,37 @@ enum End {
 ///
 /// A task is as large as the largest thing it ever waits for, for as long as it lives. What it waits for
 /// once is boxed, so that thousands of idle connections do not each carry a handshake.
-pub async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, shared: Arc<Shared>) {
-    let Some(greeting) = Box::pin(greeted(stream, peer, shared.setup, &shared)).await else {
-        return;
-    };
+pub fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    id: u64,
+    shared: Arc<Shared>,
+) -> impl Future<Output = ()> {
+    let opening = Box::pin(open(stream, peer, id, shared));
+    async move {
+        let Some(mut miner) = opening.await else { return };
+        let end = miner.run().await;
+        Box::pin(close(miner, end)).await;
+    }
+}
+
+async fn open(
+    stream: TcpStream,
+    peer: SocketAddr,
+    id: u64,
+    shared: Arc<Shared>,
+) -> Option<Box<Miner>> {
+    let greeting = greeted(stream, peer, shared.setup, &shared).await?;
     shared.metrics.connection_opened();
     let Names { vendor, hardware, .. } = &*greeting.names;
     info!(connection = id, %peer, vendor, hardware, "connected");
-    let mut miner = Box::new(Miner::new(greeting, peer, id, Arc::clone(&shared)));
-    let end = miner.run().await;
+    Some(Box::new(Miner::new(greeting, peer, id, shared)))
+}
+
+async fn close(miner: Box<Miner>, end: End) {
+    let (id, peer, shared) = (miner.id, miner.peer, Arc::clone(&miner.shared));
     let shares: u64 = miner.server.channels().map(|view| view.tally.accepted).sum();
-    Box::pin(miner.finish()).await;
+    miner.finish().await;
     info!(connection = id, %peer, why = %end, shares, "disconnected");
     shared.board.remove(id).await;
     shared.metrics.connection_closed();
@@ -770,7 +792,7 @@ impl Miner {
         let channels = self.server.channels().map(|view| {
             while meters.next_if(|(id, _)| *id < view.id).is_some() {}
             let meter = meters.next_if(|(id, _)| *id == view.id).map(|(_, meter)| meter);
-            let codes = Refusal::ALL.iter().zip(view.tally.refused);
+            let codes = Refusal::ALL.iter().zip(view.tally.refused.map(u64::from));
             let rate = meter.map(|meter| {
                 meter.rate.rates(now.mono_ms as f64 / 1_000.0, view.difficulty.hashes())
             });
@@ -812,13 +834,15 @@ impl Miner {
 }
 
 /// The ledger's next answer; never, while none is due. Cancel safe.
-async fn next_committed(
+fn next_committed(
     due: &mut VecDeque<oneshot::Receiver<Committed>>,
-) -> Result<Committed, End> {
-    let Some(first) = due.front_mut() else { return std::future::pending().await };
-    let committed = first.await;
-    due.pop_front();
-    committed.map_err(|_| End::LedgerEnded)
+) -> impl Future<Output = Result<Committed, End>> {
+    poll_fn(|context| {
+        let Some(first) = due.front_mut() else { return Poll::Pending };
+        let committed = ready!(Pin::new(first).poll(context));
+        due.pop_front();
+        Poll::Ready(committed.map_err(|_| End::LedgerEnded))
+    })
 }
 
 /// The next answer if it is there already.
@@ -835,11 +859,11 @@ fn known_committed(
 }
 
 /// The next verdict on a custom job; never, for a client that has none. Cancel safe.
-async fn next_judged(custom: &mut Option<Box<CustomJobs>>) -> Verdict {
-    match custom {
-        Some(custom) => custom.next().await,
-        None => std::future::pending().await,
-    }
+fn next_judged(custom: &mut Option<Box<CustomJobs>>) -> impl Future<Output = Verdict> {
+    poll_fn(|context| match custom {
+        Some(custom) => custom.poll_next(context),
+        None => Poll::Pending,
+    })
 }
 
 fn meter_of(meters: &mut [(ChannelId, Meter)], channel: ChannelId) -> Option<&mut Meter> {
@@ -876,6 +900,16 @@ mod tests {
     use proto::noise::AuthoritySecretKey;
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
+
+    #[test]
+    fn an_idle_connections_task_and_session_fit_where_they_are_kept() {
+        fn task<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+            size_of::<F>()
+        }
+        // An allocator's sizes are 512 and 1,024; the runtime adds some hundred bytes to a task.
+        assert!(task(serve) <= 512 - 128, "{}", task(serve));
+        assert!(size_of::<Miner>() <= 1_024, "{}", size_of::<Miner>());
+    }
 
     /// A link with megabytes to say, and the bare stream that its peer reads from.
     async fn with_much_to_say() -> (Link, TcpStream) {

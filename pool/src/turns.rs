@@ -114,8 +114,9 @@ pub struct Held {
     charged: usize,
 }
 
-/// Bytes that a thing costs beside itself: its name with every holder and in two tables.
-const THING_OVERHEAD: usize = 192;
+/// Bytes that a thing costs beside itself: its row in two tables. Its name with each holder is the holder's
+/// own.
+const THING_OVERHEAD: usize = 160;
 
 impl Room {
     /// All of it free.

@@ -280,7 +280,7 @@ async fn a_file_that_is_no_block_is_left_alone_and_stops_nothing() {
     pool.handle.keep(found(&line, 1).await, Route::Share, None).await;
     recorded(&store).await;
     pool.stop().await;
-    assert_eq!(std::fs::read(blocks.join("7-torn.unreadable")).unwrap(), b"half a blo");
+    assert_eq!(std::fs::read(blocks.join("7-torn.block.unreadable")).unwrap(), b"half a blo");
 }
 
 #[tokio::test]

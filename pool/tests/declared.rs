@@ -14,22 +14,23 @@ mod session;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use declarator::{Declarator, OwnJob, Wire, setup, spend, unseen, with_transactions};
+use declarator::{Declarator, ELSEWHERE, OwnJob, Wire, setup, spend, unseen, with_transactions};
 use job_declarator::limits::SUPPLIED_STRIPPED_MAX;
 use job_declarator::node::{
     ChainInfo, Checked, Node, NodeError, NodeFuture, NodeTemplate, Submitted, TemplateMark,
 };
 use pool::board::ConnectionSnapshot;
 use pool::config::{Config, NodeKind};
+use pool::limits::AHEAD_WAIT_MAX;
 use pool::run::{self, Running};
 use pool::store::{BlockRecord, BlockState, DeclareMode, Route};
-use proto::limits::{EXTRANONCE_LEN, PAST_JOBS_MAX};
-use proto::message::{Message, Protocol, SetCustomMiningJob, setup_flags};
+use proto::limits::{DECLARER_TOKENS_BURST, EXTRANONCE_LEN, PAST_JOBS_MAX};
+use proto::message::{AllocateMiningJobToken, Message, Protocol, SetCustomMiningJob, setup_flags};
 use proto::template::{Output, Template};
-use proto::wire::{B064K, B0255, Seq0255U256};
+use proto::wire::{B064K, B0255, Seq0255U256, Str0255};
 use session::{PATIENCE, link};
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
@@ -121,6 +122,8 @@ struct Front {
 const GIVEN: u8 = 0;
 const AWAY: u8 = 1;
 const BROKEN: u8 = 2;
+/// Two seconds late: longer than a household may keep a node busy.
+const SLOW: u8 = 3;
 
 impl Node for Front {
     fn name(&self) -> String {
@@ -142,6 +145,10 @@ impl Node for Front {
         match self.verdicts.load(Ordering::SeqCst) {
             GIVEN => self.node.check_block(block),
             AWAY => Box::pin(async { Err(NodeError::Unreachable("away".into())) }),
+            SLOW => Box::pin(async {
+                sleep(Duration::from_secs(2)).await;
+                self.node.check_block(block).await
+            }),
             _ => panic!("as a bug would"),
         }
     }
@@ -242,7 +249,8 @@ async fn lists_that_are_declared_at_the_same_time_are_held_once() {
         held.push(rig.metric("pool_declare_approved_bytes"));
     }
     let alone = held[1] - held[0];
-    let list = size_of_val(job.template.known_transactions()) as f64;
+    // Where each lies, and its place in the library.
+    let list = (job.template.known_transactions().len() * 56) as f64;
     // And what it takes to tell that it is one.
     assert!(held[0] <= 7.0 * alone + list + 256.0, "{held:?}, a list of {list}");
     rig.stop().await;
@@ -281,7 +289,7 @@ async fn a_node_without_a_verdict_costs_a_declarer_his_job_and_not_his_token_nor
         // What SRI's declarator goes on after.
         assert_eq!(refused, ("stale-chain-tip".to_owned(), says.to_owned()));
     }
-    assert_eq!(rig.metric("pool_declarations_total{verdict=\"internal-error\"}"), 1.0);
+    assert_eq!(rig.metric("pool_declarations_total{verdict=\"internal-error\"}"), 2.0);
     verdicts.store(GIVEN, Ordering::SeqCst);
     let token = alice.declare(&allocated.token, &job).await.unwrap();
     let id = alice.set_custom(&token, &job).await.unwrap();
@@ -534,6 +542,48 @@ async fn a_declaration_one_block_ahead_of_our_node_is_held_until_it_follows() {
     rig.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_undeclared_job_one_block_ahead_of_our_node_is_held_until_it_follows_or_four_seconds() {
+    let rig = Rig::start(MANY_BLOCKS).await;
+    let mut alice = Declarator::open(&rig.pool, "alice").await;
+    let allocated = alice.allocate().await;
+    let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
+    let (header, extranonce) = alice.grind(&job, true);
+    let block = job.block(&header, &extranonce);
+    // What her node has mined on since: our node's next template, as it will be.
+    let height = job.template.height + 1;
+    let template = Template {
+        height,
+        script_sig_prefix: bitcoin::script::Builder::new().push_int(i64::from(height)).into_bytes(),
+        coinbase_value_sats: job.template.coinbase_value_sats - fees_of(&job),
+        transactions: Some(Default::default()),
+        merkle_path: Vec::new(),
+        required_outputs: Vec::new(),
+        required_outputs_count: 0,
+        commits_to_witnesses: false,
+        ..job.template.clone()
+    };
+    let outputs =
+        vec![Output { sats: template.coinbase_value_sats, script: allocated.script.clone() }];
+    let mut ahead = OwnJob::paying(template, job.shown.clone(), outputs);
+    ahead.shown.prev_hash.hash = header.hash();
+    let node = Arc::clone(&rig.pool.node);
+    let follows = async {
+        sleep(Duration::from_millis(300)).await;
+        assert_eq!(node.submit_block(&block).await.unwrap(), Submitted::Accepted);
+    };
+    let (set, ()) = tokio::join!(alice.set_custom(&allocated.token, &ahead), follows);
+    set.expect("our node came to its tip");
+    // Of a tip that nobody comes to.
+    let allocated = alice.allocate().await;
+    ahead.shown.prev_hash.hash = [7; 32];
+    let began = Instant::now();
+    let refused = alice.set_custom(&allocated.token, &ahead).await.unwrap_err();
+    assert_eq!(refused, "stale-chain-tip");
+    assert!(began.elapsed() >= AHEAD_WAIT_MAX, "it was not held");
+    rig.stop().await;
+}
+
 fn fees_of(job: &OwnJob) -> u64 {
     let height = job.template.height;
     let subsidy = job_declarator::node::subsidy_sats(height, bitcoin::Network::Regtest);
@@ -551,184 +601,219 @@ async fn honest_is_served(rig: &Rig, honest: &mut Declarator) {
     timeout(Duration::from_secs(20), served).await.expect("the honest declarer waits");
 }
 
+/// An attack, and the honest one beside it, who lives elsewhere: served once before it begins, over and over
+/// while it goes on, and once when it is over. What an attack leaves is less than a megabyte.
+async fn beside_an_honest_one(rig: &Rig, attack: impl Future<Output = ()>) {
+    let mut honest = Declarator::open_from(ELSEWHERE, &rig.pool, "alice").await;
+    honest_is_served(rig, &mut honest).await;
+    let is_over = AtomicBool::new(false);
+    let attacks = async {
+        attack.await;
+        is_over.store(true, Ordering::SeqCst);
+    };
+    let serves = async {
+        // As often as he may declare without waiting for his own pace.
+        for _ in 0..12 {
+            if is_over.load(Ordering::SeqCst) {
+                break;
+            }
+            honest_is_served(rig, &mut honest).await;
+        }
+    };
+    tokio::join!(attacks, serves);
+    honest_is_served(rig, &mut honest).await;
+    let held = rig.metric("pool_declare_approved_bytes");
+    assert!(held < 1_000_000.0, "{held} bytes are held");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_coinbase_that_pays_the_pool_one_satoshi_less_is_refused_js4() {
     let rig = Rig::start(NO_BLOCKS).await;
-    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
-    let mut honest = Declarator::open(&rig.pool, "alice").await;
-    let allocated = mallory.allocate().await;
-    let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
-    let value = job.template.coinbase_value_sats;
-    let to_pool = |sats| Output { sats, script: allocated.script.clone() };
-    let to_self = |sats| Output { sats, script: vec![0x51] };
-    for outputs in [
-        vec![to_pool(value - 1), to_self(1)],
-        vec![to_self(value)],
-        vec![to_pool(0), to_self(value)],
-    ] {
-        let short = OwnJob::paying(job.template.clone(), job.shown.clone(), outputs);
-        let (code, _) = mallory.declare(&allocated.token, &short).await.unwrap_err();
-        assert_eq!(code, "invalid-coinbase-tx-outputs");
-        let undeclared = mallory.set_custom(&allocated.token, &short).await.unwrap_err();
-        assert_eq!(undeclared, "invalid-coinbase-tx-outputs");
-    }
-    // More than there is: the node knows the fees.
-    let template = Template { coinbase_value_sats: value + 1, ..job.template.clone() };
-    let rich = OwnJob::paying(template, job.shown.clone(), vec![to_pool(value + 1)]);
-    let (code, details) = mallory.declare(&allocated.token, &rich).await.unwrap_err();
-    assert_eq!(code, "invalid-job");
-    assert!(details.contains("bad-cb-amount"), "{details}");
-    honest_is_served(&rig, &mut honest).await;
+    let attack = async {
+        let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+        let allocated = mallory.allocate().await;
+        let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
+        let value = job.template.coinbase_value_sats;
+        let to_pool = |sats| Output { sats, script: allocated.script.clone() };
+        let to_self = |sats| Output { sats, script: vec![0x51] };
+        for outputs in [
+            vec![to_pool(value - 1), to_self(1)],
+            vec![to_self(value)],
+            vec![to_pool(0), to_self(value)],
+        ] {
+            let short = OwnJob::paying(job.template.clone(), job.shown.clone(), outputs);
+            let (code, _) = mallory.declare(&allocated.token, &short).await.unwrap_err();
+            assert_eq!(code, "invalid-coinbase-tx-outputs");
+            let undeclared = mallory.set_custom(&allocated.token, &short).await.unwrap_err();
+            assert_eq!(undeclared, "invalid-coinbase-tx-outputs");
+        }
+        // More than there is: the node knows the fees.
+        let template = Template { coinbase_value_sats: value + 1, ..job.template.clone() };
+        let rich = OwnJob::paying(template, job.shown.clone(), vec![to_pool(value + 1)]);
+        let (code, details) = mallory.declare(&allocated.token, &rich).await.unwrap_err();
+        assert_eq!(code, "invalid-job");
+        assert!(details.contains("bad-cb-amount"), "{details}");
+    };
+    beside_an_honest_one(&rig, attack).await;
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_coinbases_and_wrong_commitments_are_refused_and_stop_nobody() {
     let rig = Rig::start(NO_BLOCKS).await;
-    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
-    let mut honest = Declarator::open(&rig.pool, "alice").await;
-    let token = mallory.allocate().await;
-    let job = OwnJob::new(&rig.pool, &[], &token.script).await;
-    let parts = job.built.declared_parts();
-    let wtxids = job.built.wtxids.clone().unwrap();
-    let mut prefixes: Vec<Vec<u8>> =
-        [0, 1, 5, 41, 42, 43, 44].map(|length| parts.prefix[..length].to_vec()).to_vec();
-    prefixes.push(vec![0xff; 65_535]);
-    prefixes.push([&parts.prefix[..], &[0; 80]].concat());
-    for prefix in &prefixes {
-        let id = mallory.request();
-        mallory.say_raw_declaration(id, &token.token, prefix, &parts.suffix, &wtxids).await;
-        let refused = mallory.finish_declaration(id, |_| Vec::new()).await.unwrap_err();
-        assert!(refused.0.starts_with("invalid-coinbase-tx"), "{refused:?}");
-    }
-    for suffix in [Vec::new(), vec![0; 4], vec![0xff; 65_535], parts.suffix[1..].to_vec()] {
-        let id = mallory.request();
-        mallory.say_raw_declaration(id, &token.token, &parts.prefix, &suffix, &wtxids).await;
-        let refused = mallory.finish_declaration(id, |_| Vec::new()).await.unwrap_err();
-        assert!(refused.0.starts_with("invalid-coinbase-tx"), "{refused:?}");
-    }
-    let mut other = job.clone();
-    other.built.wtxids = Some(wtxids[1..].to_vec());
-    let (code, details) = mallory.declare(&token.token, &other).await.unwrap_err();
-    assert_eq!(code, "invalid-coinbase-tx", "{details}");
-    assert!(details.contains("commitment"), "{details}");
-    honest_is_served(&rig, &mut honest).await;
+    let attack = async {
+        let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+        let token = mallory.allocate().await;
+        let job = OwnJob::new(&rig.pool, &[], &token.script).await;
+        let parts = job.built.declared_parts();
+        let wtxids = job.built.wtxids.clone().unwrap();
+        let mut prefixes: Vec<Vec<u8>> =
+            [0, 1, 5, 41, 42, 43, 44].map(|length| parts.prefix[..length].to_vec()).to_vec();
+        prefixes.push(vec![0xff; 65_535]);
+        prefixes.push([&parts.prefix[..], &[0; 80]].concat());
+        for prefix in &prefixes {
+            let id = mallory.request();
+            mallory.say_raw_declaration(id, &token.token, prefix, &parts.suffix, &wtxids).await;
+            let refused = mallory.finish_declaration(id, |_| Vec::new()).await.unwrap_err();
+            assert!(refused.0.starts_with("invalid-coinbase-tx"), "{refused:?}");
+        }
+        for suffix in [Vec::new(), vec![0; 4], vec![0xff; 65_535], parts.suffix[1..].to_vec()] {
+            let id = mallory.request();
+            mallory.say_raw_declaration(id, &token.token, &parts.prefix, &suffix, &wtxids).await;
+            let refused = mallory.finish_declaration(id, |_| Vec::new()).await.unwrap_err();
+            assert!(refused.0.starts_with("invalid-coinbase-tx"), "{refused:?}");
+        }
+        let mut other = job.clone();
+        other.built.wtxids = Some(wtxids[1..].to_vec());
+        let (code, details) = mallory.declare(&token.token, &other).await.unwrap_err();
+        assert_eq!(code, "invalid-coinbase-tx", "{details}");
+        assert!(details.contains("commitment"), "{details}");
+    };
+    beside_an_honest_one(&rig, attack).await;
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sixty_five_thousand_unknown_or_equal_wtxids_cost_little_and_are_refused() {
     let rig = Rig::start(NO_BLOCKS).await;
-    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
-    let mut honest = Declarator::open(&rig.pool, "alice").await;
-    let token = mallory.allocate().await;
-    let job = OwnJob::new(&rig.pool, &[], &token.script).await;
-    let parts = job.built.declared_parts();
-    let unknown = |count: u32| -> Vec<[u8; 32]> {
-        let wtxid = |number: u32| {
-            let mut wtxid = [7; 32];
-            wtxid[..4].copy_from_slice(&number.to_le_bytes());
-            wtxid
+    let attack = async {
+        let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+        let token = mallory.allocate().await;
+        let job = OwnJob::new(&rig.pool, &[], &token.script).await;
+        let parts = job.built.declared_parts();
+        let unknown = |count: u32| -> Vec<[u8; 32]> {
+            let wtxid = |number: u32| {
+                let mut wtxid = [7; 32];
+                wtxid[..4].copy_from_slice(&number.to_le_bytes());
+                wtxid
+            };
+            (0..count).map(wtxid).collect()
         };
-        (0..count).map(wtxid).collect()
+        let one = job.built.wtxids.clone().unwrap()[0];
+        for wtxids in [unknown(65_535), vec![one; 65_535], vec![one; 2], unknown(16_000)] {
+            let began = Instant::now();
+            let id = mallory.request();
+            mallory
+                .say_raw_declaration(id, &token.token, &parts.prefix, &parts.suffix, &wtxids)
+                .await;
+            let refused = mallory.finish_declaration(id, |_| Vec::new()).await.unwrap_err();
+            assert!(["invalid-job", "invalid-coinbase-tx"].contains(&&*refused.0), "{refused:?}");
+            assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        }
     };
-    let one = job.built.wtxids.clone().unwrap()[0];
-    for wtxids in [unknown(65_535), vec![one; 65_535], vec![one; 2], unknown(16_000)] {
-        let began = Instant::now();
-        let id = mallory.request();
-        mallory.say_raw_declaration(id, &token.token, &parts.prefix, &parts.suffix, &wtxids).await;
-        let refused = mallory.finish_declaration(id, |_| Vec::new()).await.unwrap_err();
-        assert!(["invalid-job", "invalid-coinbase-tx"].contains(&&*refused.0), "{refused:?}");
-        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    }
-    honest_is_served(&rig, &mut honest).await;
+    beside_an_honest_one(&rig, attack).await;
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn transactions_that_are_not_those_asked_for_are_refused_js5() {
     let rig = Rig::start(NO_BLOCKS).await;
-    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
-    let mut honest = Declarator::open(&rig.pool, "alice").await;
-    let token = mallory.allocate().await;
-    let shown = rig.pool.node.next_template(None).await.unwrap();
-    let extra = unseen(&shown.template, 2);
-    let job = OwnJob::of(shown, &extra, &token.script);
-    let known = job.template.known_transactions();
-    let (first, second) = (known[24].to_vec(), known[25].to_vec());
-    for provided in [
-        vec![second.clone(), first.clone()],
-        vec![first.clone(), first.clone()],
-        vec![first.clone(), vec![0xff; 300]],
-        vec![first.clone(), Vec::new()],
-    ] {
-        let id = mallory.say_declaration(&token.token, &job).await;
-        let give = |asked: &[u16]| {
-            assert_eq!(asked, [24, 25]);
-            provided.clone()
-        };
-        let (code, _) = mallory.finish_declaration(id, give).await.unwrap_err();
-        assert_eq!(code, "missing-txs");
-    }
-    mallory.declare(&token.token, &job).await.expect("the token is still good");
-    // Of a number that was not asked for, or when nothing was asked: the protocol is broken.
-    let token = mallory.allocate().await;
-    mallory.say_declaration(&token.token, &job).await;
-    mallory.provide(999, &[first]).await;
-    honest_is_served(&rig, &mut honest).await;
+    let attack = async {
+        let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+        let token = mallory.allocate().await;
+        let shown = rig.pool.node.next_template(None).await.unwrap();
+        // Others than the honest one's, which the pool comes to know.
+        let first = spend(&last_of(&shown.template), 801);
+        let extra = [spend(&first, 802)];
+        let extra = [&[first], &extra[..]].concat();
+        let job = OwnJob::of(shown, &extra, &token.script);
+        let known = job.template.known_transactions();
+        let (first, second) = (known[24].to_vec(), known[25].to_vec());
+        for provided in [
+            vec![second.clone(), first.clone()],
+            vec![first.clone(), first.clone()],
+            vec![first.clone(), vec![0xff; 300]],
+            vec![first.clone(), Vec::new()],
+        ] {
+            let id = mallory.say_declaration(&token.token, &job).await;
+            let give = |asked: &[u16]| {
+                assert_eq!(asked, [24, 25]);
+                provided.clone()
+            };
+            let (code, _) = mallory.finish_declaration(id, give).await.unwrap_err();
+            assert_eq!(code, "missing-txs");
+        }
+        mallory.declare(&token.token, &job).await.expect("the token is still good");
+        // Of a number that was not asked for, or when nothing was asked: the protocol is broken.
+        let token = mallory.allocate().await;
+        mallory.say_declaration(&token.token, &job).await;
+        mallory.provide(999, &[first]).await;
+    };
+    beside_an_honest_one(&rig, attack).await;
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transaction_that_a_node_would_take_long_over_is_refused_unless_our_node_has_it() {
+async fn a_transaction_that_a_node_would_take_long_over_is_refused_js10() {
     let rig = Rig::start(NO_BLOCKS).await;
-    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
-    let mut honest = Declarator::open(&rig.pool, "alice").await;
-    let token = mallory.allocate().await;
-    for (surplus, is_refused) in [(1, true), (0, false)] {
-        let shown = rig.pool.node.next_template(None).await.unwrap();
-        let mut long = unseen(&shown.template, 1).remove(0);
-        let note = |bytes: usize| bitcoin::TxOut {
-            value: bitcoin::Amount::ZERO,
-            script_pubkey: bitcoin::ScriptBuf::from_bytes(vec![0x6a; bytes]),
-        };
-        long.output.push(note(90_000));
-        let rest = SUPPLIED_STRIPPED_MAX as usize - long.base_size();
-        long.output[1] = note(90_000 + rest + surplus);
-        assert_eq!(long.base_size(), SUPPLIED_STRIPPED_MAX as usize + surplus);
-        let job = OwnJob::of(shown, &[long], &token.script);
-        let told = mallory.declare(&token.token, &job).await;
-        assert_eq!(told.is_err(), is_refused, "{told:?}");
-        if let Err((code, details)) = told {
-            assert_eq!(code, "invalid-job");
-            assert!(details.contains("100001 bytes"), "{details}");
+    let attack = async {
+        let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+        let token = mallory.allocate().await;
+        for (surplus, is_refused) in [(1, true), (0, false)] {
+            let shown = rig.pool.node.next_template(None).await.unwrap();
+            let mut long = unseen(&shown.template, 1).remove(0);
+            let note = |bytes: usize| bitcoin::TxOut {
+                value: bitcoin::Amount::ZERO,
+                script_pubkey: bitcoin::ScriptBuf::from_bytes(vec![0x6a; bytes]),
+            };
+            long.output.push(note(90_000));
+            let rest = SUPPLIED_STRIPPED_MAX as usize - long.base_size();
+            long.output[1] = note(90_000 + rest + surplus);
+            assert_eq!(long.base_size(), SUPPLIED_STRIPPED_MAX as usize + surplus);
+            let job = OwnJob::of(shown, &[long], &token.script);
+            let told = mallory.declare(&token.token, &job).await;
+            assert_eq!(told.is_err(), is_refused, "{told:?}");
+            if let Err((code, details)) = told {
+                assert_eq!(code, "invalid-job");
+                assert!(details.contains("100001 bytes"), "{details}");
+            }
         }
-    }
-    honest_is_served(&rig, &mut honest).await;
+    };
+    beside_an_honest_one(&rig, attack).await;
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn double_spends_inside_are_refused_and_stop_nobody() {
     let rig = Rig::start(NO_BLOCKS).await;
-    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
-    let mut honest = Declarator::open(&rig.pool, "alice").await;
-    let token = mallory.allocate().await;
-    let shown = rig.pool.node.next_template(None).await.unwrap();
-    let last = last_of(&shown.template);
-    let job = OwnJob::of(shown, &[spend(&last, 900), spend(&last, 901)], &token.script);
-    for _ in 0..3 {
-        let (_, details) = mallory.declare(&token.token, &job).await.unwrap_err();
-        assert!(details.contains("missingorspent"), "{details}");
-        honest_is_served(&rig, &mut honest).await;
-    }
+    let attack = async {
+        let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+        let token = mallory.allocate().await;
+        let shown = rig.pool.node.next_template(None).await.unwrap();
+        let last = last_of(&shown.template);
+        let job = OwnJob::of(shown, &[spend(&last, 900), spend(&last, 901)], &token.script);
+        for _ in 0..3 {
+            let (_, details) = mallory.declare(&token.token, &job).await.unwrap_err();
+            assert!(details.contains("missingorspent"), "{details}");
+        }
+    };
+    beside_an_honest_one(&rig, attack).await;
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_never_sends_what_he_was_asked_for_holds_up_nobody() {
     let rig = Rig::start(NO_BLOCKS).await;
-    let mut honest = Declarator::open(&rig.pool, "alice").await;
     let mut silent = Vec::new();
     for number in 0..12 {
         let mut mallory = Declarator::open(&rig.pool, &format!("mallory{number}")).await;
@@ -739,63 +824,118 @@ async fn who_never_sends_what_he_was_asked_for_holds_up_nobody() {
         mallory.say_declaration(&token.token, &job).await;
         silent.push(mallory);
     }
-    // All but these are not even asked; his transactions the pool has.
-    let allocated = honest.allocate().await;
-    let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
-    let token = timeout(PATIENCE, honest.declare(&allocated.token, &job)).await.unwrap().unwrap();
-    let id = honest.set_custom(&token, &job).await.unwrap();
-    honest.mine_one(&job, id).await;
+    // At home the turns are taken; what the pool has all of needs none.
+    let mut neighbour = Declarator::open(&rig.pool, "bob").await;
+    let (job, id) = neighbour.set_up(&rig.pool, 0).await;
+    neighbour.mine_one(&job, id).await;
+    // Who lives elsewhere is asked for what he alone has.
+    let mut honest = Declarator::open_from(ELSEWHERE, &rig.pool, "alice").await;
+    honest_is_served(&rig, &mut honest).await;
+    assert_eq!(honest.asked, [24]);
     drop(silent);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_keeps_the_node_busy_rests_and_nobody_else_though_he_hangs_up() {
+    let verdicts = Arc::new(AtomicU8::new(GIVEN));
+    let rig = Rig::start_behind(Arc::clone(&verdicts)).await;
+    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+    let token = mallory.allocate().await;
+    let job = OwnJob::new(&rig.pool, &[], &token.script).await;
+    verdicts.store(SLOW, Ordering::SeqCst);
+    mallory.say_declaration(&token.token, &job).await;
+    while rig.metric("pool_declaration_check_seconds_count") < 1.0 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    // It is with the node by then, or is about to be.
+    sleep(Duration::from_millis(500)).await;
+    drop(mallory);
+    // The node is at it for two seconds, and his household has its one turn again after eighteen more.
+    sleep(Duration::from_secs(2)).await;
+    verdicts.store(GIVEN, Ordering::SeqCst);
+    let mut again = Declarator::open(&rig.pool, "mallory").await;
+    let token = again.allocate().await;
+    let shown = rig.pool.node.next_template(None).await.unwrap();
+    let job = OwnJob::of(shown.clone(), &[spend(&last_of(&shown.template), 800)], &token.script);
+    let declared = again.declare(&token.token, &job);
+    let mut honest = Declarator::open_from(ELSEWHERE, &rig.pool, "alice").await;
+    let served = async {
+        honest_is_served(&rig, &mut honest).await;
+        sleep(Duration::from_secs(3)).await;
+    };
+    tokio::select! {
+        biased;
+        told = declared => panic!("he has the node again at once: {told:?}"),
+        () = served => {}
+    }
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_tokens_and_declarations_is_slowed_and_others_are_served() {
     let rig = Rig::start(NO_BLOCKS).await;
-    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
-    let mut honest = Declarator::open(&rig.pool, "alice").await;
-    let token = mallory.allocate().await;
-    let job = OwnJob::new(&rig.pool, &[], &token.script).await;
-    let mut told = Vec::new();
-    let parts = job.built.declared_parts();
-    let wtxids = job.built.wtxids.clone().unwrap();
-    for _ in 0..60 {
-        let id = mallory.request();
-        // A token that nobody has.
-        mallory.say_raw_declaration(id, &[9; 16], &parts.prefix, &parts.suffix, &wtxids).await;
-        told.push(mallory.finish_declaration(id, |_| Vec::new()).await.unwrap_err());
-    }
-    let too_fast = ("stale-chain-tip".to_owned(), "asked for too fast".to_owned());
-    assert!(told.contains(&too_fast), "{told:?}");
-    assert!(told.iter().any(|(code, _)| code == "invalid-mining-job-token"), "{told:?}");
-    honest_is_served(&rig, &mut honest).await;
+    let attack = async {
+        let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+        let token = mallory.allocate().await;
+        let job = OwnJob::new(&rig.pool, &[], &token.script).await;
+        let mut told = Vec::new();
+        let parts = job.built.declared_parts();
+        let wtxids = job.built.wtxids.clone().unwrap();
+        for _ in 0..60 {
+            let id = mallory.request();
+            // A token that nobody has.
+            mallory.say_raw_declaration(id, &[9; 16], &parts.prefix, &parts.suffix, &wtxids).await;
+            told.push(mallory.finish_declaration(id, |_| Vec::new()).await.unwrap_err());
+        }
+        // Requests for tokens, which nobody may be refused: his first are answered, the others wait or are let
+        // fall, and his link goes on.
+        for request_id in 1_000..2_000 {
+            let user_identifier = Str0255::text("mallory");
+            mallory.declare.send(AllocateMiningJobToken { user_identifier, request_id }).await;
+        }
+        let first = mallory.declare.hear(|message| match message {
+            Message::AllocateMiningJobTokenSuccess(success) => Some(success.request_id),
+            _ => None,
+        });
+        assert!((1_000..1_000 + DECLARER_TOKENS_BURST as u32).contains(&first.await));
+        assert!(rig.metric("pool_declare_tokens") < 100.0);
+        let too_fast = ("stale-chain-tip".to_owned(), "asked for too fast".to_owned());
+        assert!(told.contains(&too_fast), "{told:?}");
+        assert!(told.iter().any(|(code, _)| code == "invalid-mining-job-token"), "{told:?}");
+    };
+    beside_an_honest_one(&rig, attack).await;
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_heavy_a_block_is_refused_js10() {
     let rig = Rig::start_with(NO_BLOCKS, |config| config.embedded.tx_count = 4_000).await;
-    let mut mallory = Declarator::open(&rig.pool, "mallory").await;
-    let token = mallory.allocate().await;
-    let shown = rig.pool.node.next_template(None).await.unwrap();
-    let mut template = Template::clone(&shown.template);
-    let mut transactions = template.transactions.as_deref().unwrap().clone();
-    // Some 620 bytes of 4 weight units each, 1,000 of them: two and a half million more.
-    let mut previous = last_of(&template);
-    for _ in 0..1_000 {
-        previous = spend(&previous, 1);
-        let script = bitcoin::ScriptBuf::from_bytes(vec![0x6a; 520]);
-        previous
-            .output
-            .push(bitcoin::TxOut { value: bitcoin::Amount::ZERO, script_pubkey: script });
-        transactions.push(bitcoin::consensus::serialize(&previous).into());
-    }
-    with_transactions(&mut template, transactions);
-    let outputs = vec![Output { sats: template.coinbase_value_sats, script: token.script.clone() }];
-    let job = OwnJob::paying(template, shown, outputs);
-    let (code, details) = mallory.declare(&token.token, &job).await.unwrap_err();
-    assert_eq!(code, "invalid-job");
-    assert!(details.contains("weight"), "{details}");
+    let attack = async {
+        let mut mallory = Declarator::open(&rig.pool, "mallory").await;
+        let token = mallory.allocate().await;
+        let shown = rig.pool.node.next_template(None).await.unwrap();
+        let mut template = Template::clone(&shown.template);
+        let mut transactions = template.transactions.as_deref().unwrap().clone();
+        // Some 620 bytes of 4 weight units each, 1,000 of them: two and a half million more.
+        let mut previous = last_of(&template);
+        for _ in 0..1_000 {
+            previous = spend(&previous, 1);
+            let script = bitcoin::ScriptBuf::from_bytes(vec![0x6a; 520]);
+            previous
+                .output
+                .push(bitcoin::TxOut { value: bitcoin::Amount::ZERO, script_pubkey: script });
+            transactions.push(bitcoin::consensus::serialize(&previous).into());
+        }
+        with_transactions(&mut template, transactions);
+        let outputs =
+            vec![Output { sats: template.coinbase_value_sats, script: token.script.clone() }];
+        let job = OwnJob::paying(template, shown, outputs);
+        let (code, details) = mallory.declare(&token.token, &job).await.unwrap_err();
+        assert_eq!(code, "invalid-job");
+        assert!(details.contains("weight"), "{details}");
+    };
+    beside_an_honest_one(&rig, attack).await;
     rig.stop().await;
 }
 

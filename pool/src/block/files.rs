@@ -52,8 +52,8 @@ pub(super) fn write(dir: &Path, block: &OnDisk) -> io::Result<PathBuf> {
     let Some(bytes) = bytes else {
         return write_durably(dir, &note_name, &note);
     };
-    // Who found it is worth knowing after a crash and not worth an error, nor a wait of its own.
-    if let Err(error) = fs::write(dir.join(note_name), note) {
+    // Who found it is worth knowing after a crash and not worth an error. Its name is durable with the block's.
+    if let Err(error) = write_synced(&dir.join(note_name), &note) {
         warn!(%error, "finder of the block not noted on disk");
     }
     write_durably(dir, &file_name(record, BLOCK), bytes)
@@ -63,13 +63,17 @@ pub(super) fn write(dir: &Path, block: &OnDisk) -> io::Result<PathBuf> {
 fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<PathBuf> {
     let file = dir.join(name);
     let unfinished = dir.join(format!("{name}.part"));
-    let mut out = File::create(&unfinished)?;
-    out.write_all(bytes)?;
-    out.sync_all()?;
+    write_synced(&unfinished, bytes)?;
     fs::rename(&unfinished, &file)?;
     // The name itself is only durable once its folder is.
     File::open(dir)?.sync_all()?;
     Ok(file)
+}
+
+fn write_synced(file: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut out = File::create(file)?;
+    out.write_all(bytes)?;
+    out.sync_all()
 }
 
 /// The bytes of a block of ours, wherever its file stands. `None` once it was dropped, and of a block that
@@ -104,9 +108,8 @@ pub(super) fn unsettled(dir: &Path) -> io::Result<(VecDeque<PathBuf>, VecDeque<P
 
 /// A block on disk, by its file. One that is none is set aside with a warning.
 pub(super) fn read(file: &Path) -> io::Result<Option<OnDisk>> {
-    let note = |path: &Path| -> Option<Note> { serde_json::from_slice(&fs::read(path).ok()?).ok() };
     if file.extension().is_some_and(|extension| extension == NOTE) {
-        return match note(file) {
+        return match read_note(file)? {
             Some(Note { is_its_miners: true, block: record, job }) => {
                 Ok(Some(OnDisk { record, bytes: None, job }))
             }
@@ -116,15 +119,35 @@ pub(super) fn read(file: &Path) -> io::Result<Option<OnDisk>> {
         };
     }
     let bytes = fs::read(file)?;
-    let Some(read) = record_of(&bytes) else { return set_aside(file, "not a block") };
-    let note = note(&file.with_extension(NOTE)).filter(|note| note.block.hash == read.hash);
-    let (record, job) = note.map_or((read, None), |note| (note.block, note.job));
-    Ok(Some(OnDisk { record, bytes: Some(bytes), job }))
+    let hash = bitcoin::consensus::deserialize(&bytes)
+        .ok()
+        .map(|block: bitcoin::Block| block.block_hash().to_byte_array());
+    let note = read_note(&file.with_extension(NOTE))?;
+    if let Some(Note { block: record, job, .. }) = note.filter(|note| Some(note.block.hash) == hash)
+    {
+        return Ok(Some(OnDisk { record, bytes: Some(bytes), job }));
+    }
+    match record_of(&bytes) {
+        Some(record) => Ok(Some(OnDisk { record, bytes: Some(bytes), job: None })),
+        None => set_aside(file, "not a block"),
+    }
 }
 
+/// `None`: there is no such file, or it is no note. A disk that fails is neither.
+fn read_note(file: &Path) -> io::Result<Option<Note>> {
+    match fs::read(file) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Under a name that nothing else has and no start reads.
 fn set_aside(file: &Path, why: &str) -> io::Result<Option<OnDisk>> {
     warn!(file = %file.display(), why, "left alone under another name");
-    fs::rename(file, file.with_extension("unreadable"))?;
+    let mut aside = file.as_os_str().to_owned();
+    aside.push(".unreadable");
+    fs::rename(file, aside)?;
     Ok(None)
 }
 
@@ -236,8 +259,15 @@ mod tests {
         assert_eq!(notes.len(), 2);
         for note in &notes {
             assert!(read(note).unwrap().is_none());
-            assert!(note.with_extension("unreadable").exists());
+            assert!(note.with_extension("note.unreadable").exists());
         }
+        // Both of one name stay.
+        fs::write(&torn, b"{\"is_its").unwrap();
+        let block = folder.path().join("7-torn.block");
+        fs::write(&block, b"half a blo").unwrap();
+        assert!(read(&block).unwrap().is_none());
+        assert!(read(&torn).unwrap().is_none());
+        assert_eq!(fs::read(folder.path().join("7-torn.block.unreadable")).unwrap(), b"half a blo");
         assert_eq!(unsettled(folder.path()).unwrap(), ([].into(), [].into()));
     }
 }

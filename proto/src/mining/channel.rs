@@ -32,12 +32,14 @@ pub(super) struct Channel {
     own: Vec<OwnJob>,
     /// A standard channel's merkle roots of its newest jobs, newest last: what nearly every share is
     /// on. Others are computed again when one is named.
-    roots: [Option<(JobId, [u8; 32])>; 2],
+    roots: Option<Box<Roots>>,
     seen: Seen,
     /// Difficulty acknowledged but not yet shown in a `new_shares_sum`, scaled by 2^32.
     sum_remainder: U256,
     pub(super) tally: Tally,
 }
+
+type Roots = [Option<(JobId, [u8; 32])>; 2];
 
 #[derive(Debug)]
 struct OwnJob {
@@ -55,8 +57,8 @@ struct OwnJob {
 pub struct Tally {
     /// Shares credited (committed).
     pub accepted: u64,
-    /// Shares refused, by `Refusal::ALL`'s order.
-    pub refused: [u64; Refusal::ALL.len()],
+    /// Shares refused, by `Refusal::ALL`'s order; those beyond four billion of a kind are not counted.
+    pub refused: [u32; Refusal::ALL.len()],
     /// Expected hashes of the credited shares.
     pub work: U256,
     /// Mono time of the newest good share.
@@ -92,7 +94,7 @@ impl Channel {
             steps: vec![(since_turn, vardiff.difficulty())],
             vardiff,
             own: Vec::new(),
-            roots: [None; 2],
+            roots: None,
             seen: Seen::default(),
             sum_remainder: U256::ZERO,
             tally: Tally::default(),
@@ -109,7 +111,8 @@ impl Channel {
 
     /// Keeps the root that a standard channel was just told.
     pub(super) fn told_root(&mut self, id: JobId, root: [u8; 32]) {
-        self.roots = [self.roots[1], Some((id, root))];
+        let roots = self.roots.get_or_insert_default();
+        **roots = [roots[1], Some((id, root))];
     }
 
     /// Gives a job of the pool's on the present tip to this channel alone, at its present difficulty.
@@ -202,7 +205,11 @@ impl Channel {
     }
 
     fn frozen<'a>(&self, given: &'a Given, tip: &'a Tip, difficulty: Difficulty) -> FrozenJob<'a> {
-        let told = self.roots.iter().flatten().find(|(id, _)| *id == given.id);
+        let told = self
+            .roots
+            .iter()
+            .flat_map(|roots| roots.iter().flatten())
+            .find(|(id, _)| *id == given.id);
         FrozenJob {
             job: &given.job,
             tip: &tip.prev,

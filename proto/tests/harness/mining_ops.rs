@@ -546,7 +546,10 @@ impl World {
         for view in self.link.server.channels() {
             let answers = &self.answers[&view.id.0];
             assert_eq!(view.tally.accepted, answers.accepted);
-            assert_eq!(view.tally.refused.iter().sum::<u64>(), answers.refused);
+            assert_eq!(
+                view.tally.refused.iter().copied().map(u64::from).sum::<u64>(),
+                answers.refused
+            );
             assert!(answers.accepted + answers.refused <= answers.submitted);
             assert_eq!(view.difficulty.target(), self.link.client.device(view.id.0).target);
         }

@@ -309,7 +309,8 @@ impl Server {
     ) {
         self.refused_in_a_row = self.refused_in_a_row.saturating_add(1);
         if let Some(known) = self.channels.get_mut(&channel) {
-            known.tally.refused[refusal as usize] += 1;
+            let count = &mut known.tally.refused[refusal as usize];
+            *count = count.saturating_add(1);
         }
         out.say(SubmitSharesError {
             channel_id: channel.0,
