@@ -14,6 +14,7 @@ mod declare;
 #[path = "../../tests/common/mutate.rs"]
 mod mutate;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,13 +25,15 @@ use bitcoinkernel::{
 };
 use common::{Grind, forge, forge_header, mine, mine_job};
 use declare::{Desk, NOW, declaration};
-use job_declarator::declared::{DeclaredJob, Outcome, Refusal, Transaction};
+use job_declarator::declared::{BuiltJob, DeclaredJob, Outcome, Refusal, Transaction};
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
 use job_declarator::node::{Checked, Node, Submitted};
 use mutate::{Random, coinbase_bytes, mutated, recommit};
 use proto::declare::Declaration;
+use proto::job::HeaderFields;
 use proto::limits::{EXTRANONCE_LEN, VERSION_ROLLING_MASK};
-use proto::template::{merkle_path, write_compact_size};
+use proto::target::Target;
+use proto::template::{merkle_path, merkle_root, sha256d, write_compact_size};
 
 /// Blocks that the embedded chain has from its start.
 const START_HEIGHT: u32 = 120;
@@ -63,7 +66,7 @@ impl Kernel {
     fn takes(&self, block: &[u8]) -> bool {
         let Ok(parsed) = bitcoinkernel::Block::new(block) else { return false };
         let _ = self.chain.process_block(&parsed);
-        self.tip() == proto::template::sha256d(&block[..80])
+        self.tip() == sha256d(&block[..80])
     }
 
     fn tip(&self) -> [u8; 32] {
@@ -140,30 +143,55 @@ fn found(both: &Both, job: &DeclaredJob, random: &mut Random) -> Vec<u8> {
     })
 }
 
-/// The block of a declaration as it was declared, whatever we think of it; `None` where its coinbase is
-/// no transaction or a transaction of its list is nobody's.
-fn as_declared(both: &Both, declared: &Declaration) -> Option<Vec<u8>> {
-    let coinbase = coinbase_bytes(declared, &[5; EXTRANONCE_LEN]);
-    let coinbase: bitcoin::Transaction = bitcoin::consensus::deserialize(&coinbase).ok()?;
-    let known = |wtxid| both.desk.known.get(wtxid);
-    let others = declared.wtxids.iter().map(known).collect::<Option<Vec<_>>>()?;
-    let txids: Vec<[u8; 32]> = others.iter().map(|one| *one.txid()).collect();
-    let header = proto::job::HeaderFields {
-        version: declared.version,
-        prev_hash: both.desk.shown.prev_hash.hash,
-        merkle_root: proto::template::merkle_root(
-            coinbase.compute_txid().to_byte_array(),
-            &merkle_path(&txids),
-        ),
-        ntime: both.desk.shown.prev_hash.min_ntime,
-        nbits: both.desk.shown.prev_hash.nbits,
+/// A block of these parts on the tip, whatever they are, its header ground until it meets the target.
+fn assembled(
+    both: &Both,
+    version: u32,
+    merkle_root: [u8; 32],
+    coinbase: &[u8],
+    others: &[Arc<[u8]>],
+) -> Vec<u8> {
+    let tip = both.desk.shown.prev_hash;
+    let mut header = HeaderFields {
+        version,
+        prev_hash: tip.hash,
+        merkle_root,
+        ntime: tip.min_ntime,
+        nbits: tip.nbits,
         nonce: 0,
     };
+    let target = Target::from_compact(tip.nbits);
+    while !target.is_met_by(&header.hash()) {
+        header.nonce += 1;
+    }
     let mut block = header.to_bytes().to_vec();
     write_compact_size(others.len() as u64 + 1, &mut block);
-    block.extend_from_slice(&coinbase_bytes(declared, &[5; EXTRANONCE_LEN]));
-    others.iter().for_each(|one| block.extend_from_slice(one.bytes()));
-    Some(forge_header(&block, Grind::Met, |_| {}))
+    block.extend_from_slice(coinbase);
+    others.iter().for_each(|one| block.extend_from_slice(one));
+    block
+}
+
+/// The id that Core gives to a transaction; `None` if the bytes are none to it, or one and something more.
+fn txid_by_core(bytes: &[u8]) -> Option<[u8; 32]> {
+    let read = bitcoinkernel::Transaction::new(bytes).ok()?;
+    let is_all = read.consensus_encode().is_ok_and(|written| written == bytes);
+    is_all.then(|| read.txid().to_bytes())
+}
+
+/// The block of a declaration as it was declared, whatever we think of it: with what was supplied, and
+/// with what the pool knows. `None` where something of it is no transaction to Core, or nobody has it.
+fn as_declared(both: &Both, declared: &Declaration) -> Option<Vec<u8>> {
+    let supplied =
+        |at: usize| declared.supplied.iter().find(|(position, _)| usize::from(*position) == at);
+    let others = declared.wtxids.iter().enumerate().map(|(at, wtxid)| match supplied(at) {
+        Some((_, bytes)) => Some(Arc::clone(bytes)),
+        None => both.desk.known.get(wtxid).map(|one| Arc::clone(one.bytes())),
+    });
+    let others = others.collect::<Option<Vec<_>>>()?;
+    let txids = others.iter().map(|one| txid_by_core(one)).collect::<Option<Vec<_>>>()?;
+    let coinbase = coinbase_bytes(declared, &[5; EXTRANONCE_LEN]);
+    let merkle_root = merkle_root(txid_by_core(&coinbase)?, &merkle_path(&txids));
+    Some(assembled(both, declared.version, merkle_root, &coinbase, &others))
 }
 
 /// Refusals of ours that consensus does not ask for.
@@ -174,9 +202,74 @@ fn is_our_rule(refusal: &Refusal) -> bool {
             | Refusal::NothingPaid
             | Refusal::ExtranonceNotLast
             | Refusal::CoinbaseTooLong(_)
-            // With bits rolled it would be none.
-            | Refusal::Version(_)
     )
+}
+
+/// What we and Core agree on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Agreed {
+    /// Its block is one, and is the tip now.
+    Taken,
+    /// Its block is none.
+    Refused,
+    /// Not even transactions that a block could be made of.
+    Unreadable,
+    /// Refused by a rule that is not consensus'.
+    OurRule,
+    /// Nobody here has all of its transactions.
+    Missing,
+}
+
+/// A declaration is judged by us, and then its block by Core.
+async fn agree(both: &mut Both, declared: &Declaration, random: &mut Random, what: &str) -> Agreed {
+    let refusal = match both.desk.check(declared) {
+        Ok(Outcome::Sound { job, .. }) => {
+            let block = found(both, &job, random);
+            is_what_was_declared(&block, declared, &job);
+            return agree_on_sound(both, &job, &block, what).await;
+        }
+        Ok(Outcome::Missing(_)) => return Agreed::Missing,
+        Err(refusal) if is_our_rule(&refusal) => return Agreed::OurRule,
+        Err(refusal) => refusal,
+    };
+    let mut declared = declared.clone();
+    if matches!(refusal, Refusal::Version(_)) {
+        // It is no block with just these bits rolled.
+        declared.version &= !VERSION_ROLLING_MASK;
+    }
+    let Some(block) = as_declared(both, &declared) else { return Agreed::Unreadable };
+    both.core_refuses(&block, &format!("{what}, {refusal}"));
+    Agreed::Refused
+}
+
+/// What the node says of a job that our check finds sound, Core says of its block.
+async fn agree_on_sound(both: &mut Both, job: &DeclaredJob, block: &[u8], what: &str) -> Agreed {
+    let proposal = job.proposal(&both.desk.shown.prev_hash).unwrap();
+    match both.desk.chain.check_block(&proposal).await.unwrap() {
+        Checked::Valid => {
+            both.go_on(block, what).await;
+            Agreed::Taken
+        }
+        Checked::Invalid(reason) => {
+            both.core_refuses(block, &format!("{what}, {reason}"));
+            Agreed::Refused
+        }
+        Checked::NotOnTip(reason) => panic!("{what}: {reason}"),
+    }
+}
+
+/// The block holds what was declared and nothing else, and pays the pool all that it pays.
+fn is_what_was_declared(block: &[u8], declared: &Declaration, job: &DeclaredJob) {
+    let block: bitcoin::Block = bitcoin::consensus::deserialize(block).unwrap();
+    let coinbase = bitcoin::consensus::serialize(&block.txdata[0]);
+    assert!(coinbase.starts_with(&declared.coinbase_prefix));
+    assert_eq!(
+        coinbase[declared.coinbase_prefix.len() + EXTRANONCE_LEN..],
+        declared.coinbase_suffix
+    );
+    let wtxids = block.txdata[1..].iter().map(|one| one.compute_wtxid().to_byte_array());
+    assert!(wtxids.eq(declared.wtxids.iter().copied()));
+    assert_eq!(job.pool_sats(), job.value_sats());
 }
 
 #[tokio::test]
@@ -239,37 +332,132 @@ async fn core_takes_every_block_of_a_declared_job_js10() {
 #[tokio::test]
 async fn core_agrees_on_three_thousand_changed_declarations_js10() {
     let mut both = Both::new(20).await;
-    let (mut taken, mut refused) = (0, 0);
+    let mut seen = BTreeMap::new();
     for seed in 0..3_000 {
         let mut random = Random(seed);
         let declared = mutated(&both.desk.built(), &mut random);
-        let what = format!("seed {seed}");
-        match both.desk.check(&declared) {
-            Ok(Outcome::Sound { job, .. }) => {
-                let proposal = job.proposal(&both.desk.shown.prev_hash).unwrap();
-                let block = found(&both, &job, &mut random);
-                match both.desk.chain.check_block(&proposal).await.unwrap() {
-                    Checked::Valid => {
-                        both.go_on(&block, &what).await;
-                        taken += 1;
-                    }
-                    Checked::Invalid(reason) => {
-                        both.core_refuses(&block, &format!("{what}, {reason}"));
-                        refused += 1;
-                    }
-                    Checked::NotOnTip(reason) => panic!("{what}: {reason}"),
-                }
-            }
-            Ok(Outcome::Missing(_)) => {}
-            Err(refusal) if is_our_rule(&refusal) => {}
-            Err(refusal) => {
-                let Some(block) = as_declared(&both, &declared) else { continue };
-                both.core_refuses(&block, &format!("{what}, {refusal}"));
-                refused += 1;
-            }
+        let agreed = agree(&mut both, &declared, &mut random, &format!("seed {seed}")).await;
+        *seen.entry(agreed).or_insert(0) += 1;
+    }
+    assert!(seen[&Agreed::Taken] > 500 && seen[&Agreed::Refused] > 200, "{seen:?}");
+}
+
+/// A byte of a declaration.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Version(usize),
+    Prefix(usize),
+    Suffix(usize),
+    Supplied(usize, usize),
+}
+
+/// Every byte of a declaration that its block is made of.
+fn places(declared: &Declaration) -> Vec<Place> {
+    let Declaration { coinbase_prefix, coinbase_suffix, supplied, .. } = declared;
+    let version = (0..4).map(Place::Version);
+    let prefix = (0..coinbase_prefix.len()).map(Place::Prefix);
+    let suffix = (0..coinbase_suffix.len()).map(Place::Suffix);
+    let supplied = supplied.iter().enumerate();
+    let supplied = supplied
+        .flat_map(|(of, (_, bytes))| (0..bytes.len()).map(move |at| Place::Supplied(of, at)));
+    version.chain(prefix).chain(suffix).chain(supplied).collect()
+}
+
+fn flip(declared: &mut Declaration, place: Place, bit: u8) {
+    let mask = 1 << bit;
+    match place {
+        Place::Version(at) => declared.version ^= u32::from(mask) << (8 * at),
+        Place::Prefix(at) => declared.coinbase_prefix[at] ^= mask,
+        Place::Suffix(at) => declared.coinbase_suffix[at] ^= mask,
+        Place::Supplied(of, at) => {
+            let bytes = &mut declared.supplied[of].1;
+            let mut flipped = bytes.to_vec();
+            flipped[at] ^= mask;
+            *bytes = flipped.into();
         }
     }
-    assert!(taken > 500 && refused > 200, "{taken} taken, {refused} refused");
+}
+
+/// The declaration of a job whose transactions were all asked for.
+fn in_full(desk: &Desk, built: &BuiltJob) -> Declaration {
+    let transactions = desk.shown.template.known_transactions().iter().cloned();
+    let supplied = (0..).zip(transactions).collect();
+    Declaration { supplied, was_asked: true, ..declaration(built) }
+}
+
+#[tokio::test]
+async fn core_agrees_on_every_flipped_byte_of_a_declaration_js10() {
+    let mut both = Both::new(3).await;
+    // From a height of 128 on its push keeps its length, and each byte its place.
+    for round in 0..10 {
+        let block = mine(&both.desk.shown, round);
+        both.go_on(&block, "a block of the embedded chain").await;
+    }
+    let mut random = Random(4);
+    let mut seen = BTreeMap::new();
+    let places = places(&in_full(&both.desk, &both.desk.built()));
+    for place in &places {
+        let bits = match place {
+            Place::Version(_) | Place::Prefix(_) | Place::Suffix(_) => 0..8,
+            // Any makes it another transaction than the list names.
+            Place::Supplied(_, at) => (*at % 8) as u8..(*at % 8) as u8 + 1,
+        };
+        for bit in bits {
+            let mut declared = in_full(&both.desk, &both.desk.built());
+            flip(&mut declared, *place, bit);
+            let what = format!("bit {bit} of {place:?}");
+            let agreed = agree(&mut both, &declared, &mut random, &what).await;
+            *seen.entry(agreed).or_insert(0) += 1;
+        }
+    }
+    assert_eq!(seen.get(&Agreed::Missing), None, "all was supplied");
+    // Free are the coinbase's version, sequence and lock time, the tag, the rolled bits, and to take less.
+    assert!(seen[&Agreed::Taken] > 100, "{seen:?}");
+    assert!(seen[&Agreed::Refused] > 800, "{seen:?}");
+}
+
+#[tokio::test]
+async fn core_agrees_on_a_transaction_with_any_byte_flipped_before_it_is_declared_js10() {
+    let mut both = Both::new(1).await;
+    let mut random = Random(5);
+    let mut seen = BTreeMap::new();
+    let length = both.desk.shown.template.known_transactions()[0].len();
+    for (at, bit) in (0..length).flat_map(|at| (0..8).map(move |bit| (at, bit))) {
+        if both.desk.shown.template.known_transactions().is_empty() {
+            // The coins that the chain starts with are paid away.
+            both = Both::new(1).await;
+        }
+        let mut built = both.desk.built();
+        let mut declared = in_full(&both.desk, &built);
+        flip(&mut declared, Place::Supplied(0, at), bit);
+        let supplied = declared.supplied;
+        built.wtxids = Some(vec![sha256d(&supplied[0].1)]);
+        recommit(&mut built);
+        let declared = Declaration { supplied, ..declaration(&built) };
+        let what = format!("bit {bit} of byte {at}");
+        let agreed = agree(&mut both, &declared, &mut random, &what).await;
+        *seen.entry(agreed).or_insert(0) += 1;
+    }
+    // Its version, its sequence and lock time, whom it pays, and to leave more in fees.
+    assert!(seen[&Agreed::Taken] > 300 && seen[&Agreed::Refused] > 300, "{seen:?}");
+}
+
+#[tokio::test]
+async fn core_refuses_every_flipped_byte_of_a_wtxid_js10() {
+    let both = Both::new(3).await;
+    for of in 0..3 {
+        for at in 0..32 {
+            let mut built = both.desk.built();
+            built.wtxids.as_mut().unwrap()[of][at] ^= 1 << (at % 8);
+            assert_eq!(both.desk.refusal(&declaration(&built)), Refusal::Commitment);
+            // The list fits its commitment; the transaction that there is does not.
+            recommit(&mut built);
+            let declared = in_full(&both.desk, &built);
+            assert_eq!(both.desk.refusal(&declared), Refusal::OtherTransaction(of as u16));
+            let block = as_declared(&both, &declared).unwrap();
+            both.core_refuses(&block, &format!("byte {at} of wtxid {of}"));
+        }
+    }
 }
 
 /// The one transaction of the template with an output more, of nothing.
