@@ -25,10 +25,12 @@ use bitcoinkernel::{
 };
 use common::{Grind, forge, forge_header, mine, mine_job};
 use declare::{Desk, NOW, declaration};
-use job_declarator::declared::{BuiltJob, DeclaredJob, Outcome, Refusal, Transaction};
+use job_declarator::declared::{
+    BuiltJob, DeclaredJob, Outcome, Refusal, Transaction, check, coinbase_only,
+};
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
 use job_declarator::node::{Checked, Node, Submitted};
-use mutate::{Random, coinbase_bytes, mutated, recommit};
+use mutate::{Random, coinbase_bytes, move_value, mutated, recommit};
 use proto::declare::Declaration;
 use proto::job::HeaderFields;
 use proto::limits::{EXTRANONCE_LEN, VERSION_ROLLING_MASK};
@@ -456,6 +458,99 @@ async fn core_refuses_every_flipped_byte_of_a_wtxid_js10() {
             assert_eq!(both.desk.refusal(&declared), Refusal::OtherTransaction(of as u16));
             let block = as_declared(&both, &declared).unwrap();
             both.core_refuses(&block, &format!("byte {at} of wtxid {of}"));
+        }
+    }
+}
+
+/// A job of the template's transactions whose coinbase has room for another's: a longer tag, and an output
+/// of signature operations.
+fn roomy(desk: &Desk) -> DeclaredJob {
+    const OP_CHECKSIG: u8 = 0xac;
+    let mut built = desk.built();
+    let outputs = &mut built.coinbase.outputs;
+    outputs[0] += 1;
+    outputs.extend([0; 8]);
+    outputs.extend([40]);
+    outputs.extend([OP_CHECKSIG; 40]);
+    // Before the opcode that pushes the extranonce.
+    let end = built.coinbase.script_sig_prefix.len() - 1;
+    built.coinbase.script_sig_prefix.splice(end..end, [&[20][..], &[0x61; 20]].concat());
+    desk.sound(&declaration(&built))
+}
+
+/// What the pool does not ask its node about (`Taken` in `pool/src/checks.rs`) once it took `other`.
+fn asks_for_no_more(job: &DeclaredJob, other: &DeclaredJob) -> bool {
+    job.job().version() == other.job().version()
+        && job.value_sats() <= other.value_sats()
+        && job.weight() <= other.weight()
+        && job.sigop_cost() <= other.sigop_cost()
+}
+
+#[tokio::test]
+async fn core_takes_a_coinbase_that_asks_for_no_more_than_one_found_valid_js10() {
+    let mut both = Both::new(7).await;
+    let (mut taken, mut refused) = (0, 0);
+    for seed in 0..2_000 {
+        let first = roomy(&both.desk);
+        let proposal = first.proposal(&both.desk.shown.prev_hash).unwrap();
+        assert_eq!(both.desk.chain.check_block(&proposal).await.unwrap(), Checked::Valid);
+        let mut random = Random(seed);
+        let second = mutated(&both.desk.built(), &mut random);
+        // The list of the first, or none that anybody knows.
+        let body = first.body().unwrap();
+        let same = |id: &[u8; 32]| (id == body.id()).then(|| Arc::clone(body));
+        let checked = check(&second, &both.desk.context(), &|_| None, &same);
+        let Ok(Outcome::Sound { job, .. }) = checked else { continue };
+        let block = found(&both, &job, &mut random);
+        is_what_was_declared(&block, &second, &job);
+        if asks_for_no_more(&job, &first) {
+            both.go_on(&block, &format!("seed {seed}")).await;
+            taken += 1;
+        } else if job.value_sats() > first.value_sats() {
+            both.core_refuses(&block, &format!("seed {seed}, a satoshi more than there is"));
+            refused += 1;
+        }
+    }
+    assert!(taken > 300 && refused > 30, "{taken} taken, {refused} refused");
+}
+
+/// The block that a miner makes of an undeclared job: the header that the pool judges his share by, and
+/// transactions that the pool never saw.
+fn miners_block(
+    both: &Both,
+    job: &DeclaredJob,
+    transactions: &[Arc<[u8]>],
+    random: &mut Random,
+) -> Vec<u8> {
+    let extranonce = [random.next() as u8; EXTRANONCE_LEN];
+    let parts = job.coinbase().declared_parts(EXTRANONCE_LEN);
+    let coinbase = [&parts.prefix[..], &extranonce, &parts.suffix].concat();
+    let version = job.job().version() ^ random.next() as u32 & VERSION_ROLLING_MASK;
+    assembled(both, version, job.job().merkle_root(&extranonce), &coinbase, transactions)
+}
+
+#[tokio::test]
+async fn core_takes_the_block_of_an_undeclared_job_and_its_miners_transactions() {
+    let mut random = Random(6);
+    for tx_count in [0, 1, 2, 7, 20] {
+        let mut both = Both::new(tx_count).await;
+        for _ in 0..10 {
+            let (desk, request) = (&both.desk, both.desk.request());
+            let job = coinbase_only(&request, &desk.context(), &desk.ntime()).unwrap();
+            let transactions = desk.shown.template.known_transactions().to_vec();
+            assert_eq!(job.body().is_some(), transactions.is_empty());
+            if let Some((_, fewer)) = transactions.split_last() {
+                let block = miners_block(&both, &job, fewer, &mut random);
+                both.core_refuses(&block, "other transactions than the job is of");
+                // Nobody here can know that there is less to take.
+                let mut greedy = request;
+                move_value(&mut greedy.outputs, 1);
+                let greedy = coinbase_only(&greedy, &desk.context(), &desk.ntime()).unwrap();
+                let block = miners_block(&both, &greedy, &transactions, &mut random);
+                both.core_refuses(&block, "a satoshi too much");
+            }
+            let block = miners_block(&both, &job, &transactions, &mut random);
+            both.go_on(&block, "an undeclared block").await;
         }
     }
 }

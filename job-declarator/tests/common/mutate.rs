@@ -74,7 +74,7 @@ fn change_fields(built: &mut BuiltJob, random: &mut Random) {
 }
 
 /// The first output's value changed.
-fn move_value(outputs: &mut [u8], by: i64) {
+pub fn move_value(outputs: &mut [u8], by: i64) {
     let mut value = [0; 8];
     value.copy_from_slice(&outputs[1..9]);
     let value = i64::from_le_bytes(value).wrapping_add(by);
