@@ -39,7 +39,7 @@ fn coinbases_are_what_was_put_into_them() {
 
 #[test]
 fn declarations_are_answered_once_whatever_is_done() {
-    run_seeds(2_000, 2_000, harness::declare_ops::run);
+    run_seeds(2_000, 4_000, harness::declare_ops::run);
 }
 
 #[test]

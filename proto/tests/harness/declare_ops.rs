@@ -1,8 +1,8 @@
 //! The job declaration server as a state machine: bytes become operations (tokens asked for and denied,
 //! declarations good and odd, checks that end in any order, transactions that come, come wrong, come late
-//! or not at all, solutions, time), and after each the promises are asserted: one answer for each
-//! declaration, no more under way than the bounds say, nothing asked for twice, nothing changed on its way
-//! to the check.
+//! or not at all, solutions, new tips, time), and after each the promises are asserted: one answer for each
+//! declaration, no more under way or at once than the bounds say, nothing asked for twice, nothing changed
+//! on its way to the check.
 
 #![allow(clippy::vec_box, reason = "declarations are kept as the server hands them out")]
 
@@ -14,7 +14,7 @@ use proto::declare::{Declaration, DeclareRefusal};
 use proto::limits::{
     DECLARATION_EVERY_MS, DECLARATIONS_BURST, DECLARATIONS_OPEN_MAX, DECLARE_CLIENT_PAYLOAD_MAX,
     DECLARE_PROVIDE_PAYLOAD_MAX, DECLARER_TOKEN_EVERY_MS, DECLARER_TOKENS_BURST, DETAILS_MAX,
-    PROVIDE_WAIT_MS, SOLUTION_EVERY_MS, SOLUTIONS_BURST, TOKEN_REQUESTS_WAITING_MAX,
+    JOBS_PER_TIP, PROVIDE_WAIT_MS, SOLUTION_EVERY_MS, SOLUTIONS_BURST, TOKEN_REQUESTS_WAITING_MAX,
 };
 use proto::message::{Message, PushSolution, Received, setup_flags};
 use proto::token::MiningJobToken;
@@ -34,9 +34,40 @@ struct Waiting {
     was_asked: bool,
 }
 
+/// How much of something a declarer may have by now: a pace worked out in milliseconds, so that nothing is
+/// rounded.
+struct Purse {
+    left_ms: u64,
+    full_ms: u64,
+    every_ms: u64,
+    counted_ms: u64,
+}
+
+impl Purse {
+    fn new(burst: u64, every_ms: u64, now_ms: u64) -> Self {
+        let full_ms = burst * every_ms;
+        Self { left_ms: full_ms, full_ms, every_ms, counted_ms: now_ms }
+    }
+
+    /// What is beyond the burst is lost, whether time gives it or a tip.
+    fn earn(&mut self, now_ms: u64, more: u64) {
+        let earned_ms = now_ms - self.counted_ms + more * self.every_ms;
+        self.left_ms = (self.left_ms + earned_ms).min(self.full_ms);
+        self.counted_ms = now_ms;
+    }
+
+    fn spend(&mut self, now_ms: u64) {
+        self.earn(now_ms, 0);
+        let left_ms = self.left_ms.checked_sub(self.every_ms);
+        self.left_ms = left_ms.expect("more than the pace and the tips allow");
+    }
+}
+
 struct World {
     link: Link,
     shows_transactions: bool,
+    /// Little time goes by, so that the paces are met.
+    is_hurried: bool,
     waiting: BTreeMap<u32, Waiting>,
     checks: Vec<Box<Declaration>>,
     /// Whose transactions are asked for.
@@ -46,10 +77,9 @@ struct World {
     allocating: Vec<u32>,
     wanted: usize,
     next_request: u32,
-    allocations: u64,
-    declarations: u64,
-    solutions: u64,
-    start_ms: u64,
+    allocations: Purse,
+    declarations: Purse,
+    solutions: Purse,
 }
 
 pub fn run(data: &[u8]) {
@@ -62,7 +92,6 @@ pub fn run(data: &[u8]) {
         if world.step(&mut data).is_err() {
             return;
         }
-        world.check();
     }
     world.settle();
 }
@@ -72,8 +101,10 @@ impl World {
         let shows_transactions = !switches.is_multiple_of(8);
         let flags = if shows_transactions { setup_flags::DECLARE_TX_DATA } else { 0 };
         let link = Link::with(flags);
+        let purse = |burst, every_ms| Purse::new(burst, every_ms, link.now_ms);
         Self {
             shows_transactions,
+            is_hurried: switches & 8 != 0,
             waiting: BTreeMap::new(),
             checks: Vec::new(),
             asked: None,
@@ -81,27 +112,32 @@ impl World {
             allocating: Vec::new(),
             wanted: 0,
             next_request: 0,
-            allocations: 0,
-            declarations: 0,
-            solutions: 0,
-            start_ms: link.now_ms,
+            allocations: purse(DECLARER_TOKENS_BURST, DECLARER_TOKEN_EVERY_MS),
+            declarations: purse(DECLARATIONS_BURST, DECLARATION_EVERY_MS),
+            solutions: purse(SOLUTIONS_BURST, SOLUTION_EVERY_MS),
             link,
         }
     }
 
+    /// One operation, up to four times in a row.
     fn step(&mut self, data: &mut Bytes<'_>) -> Result<(), Violation> {
-        let op = data.byte() % 16;
-        let said = match op {
-            0 => self.allocate(),
-            1 => self.allocated(data),
-            2..=5 if self.link.server.takes_more() => self.declare(data)?,
-            2..=9 => self.checked(data),
-            10..=11 => self.provide(data)?,
-            12 => self.solution(data),
-            13 => self.raw_message(data)?,
-            _ => self.link.pass(u64::from(data.byte()) << (data.byte() % 10)),
-        };
-        self.hear(said);
+        let op = data.byte();
+        for _ in 0..=op / 64 {
+            let said = match op % 17 {
+                0 => self.allocate(),
+                1 => self.allocated(data),
+                2..=5 if self.link.server.takes_more() => self.declare(data)?,
+                2..=9 => self.checked(data),
+                10..=11 => self.provide(data)?,
+                12 => self.solution(data),
+                13 => self.raw_message(data)?,
+                14 => self.new_tip(),
+                _ if self.is_hurried => self.pass(u64::from(data.byte())),
+                _ => self.pass(u64::from(data.byte()) << (data.byte() % 10)),
+            };
+            self.hear(said);
+            self.check();
+        }
         Ok(())
     }
 
@@ -209,16 +245,37 @@ impl World {
 
     fn solution(&mut self, data: &mut Bytes<'_>) -> Vec<Said> {
         let extranonce = B032::new(data.take(32)).expect("at most 32");
-        let said = self.link.say(PushSolution {
+        let solution = PushSolution {
             extranonce,
             prev_hash: data.array(),
             nonce: data.u32(),
             ntime: data.u32(),
             nbits: data.u32(),
             version: data.u32(),
-        });
-        assert!(said.is_empty(), "a solution has no answer");
-        said
+        };
+        for _ in 0..=data.byte() % 32 {
+            let said = self.link.say(solution);
+            assert!(said.is_empty(), "a solution has no answer");
+        }
+        Vec::new()
+    }
+
+    /// From one thing that is due to the next, so that what is done counts when it is done.
+    fn pass(&mut self, ms: u64) -> Vec<Said> {
+        let end_ms = self.link.now_ms + ms;
+        while let Some(due_ms) = self.link.server.deadline_ms().filter(|due_ms| *due_ms < end_ms) {
+            let said = self.link.pass(due_ms.saturating_sub(self.link.now_ms));
+            self.hear(said);
+        }
+        self.link.pass(end_ms - self.link.now_ms)
+    }
+
+    /// It pays for tokens and declarations, not for solutions.
+    fn new_tip(&mut self) -> Vec<Said> {
+        for purse in [&mut self.allocations, &mut self.declarations] {
+            purse.earn(self.link.now_ms, JOBS_PER_TIP);
+        }
+        self.link.handle(Input::NewTip).expect("a tip is no fault of a declarer's")
     }
 
     /// Any message that the bytes happen to spell, but for those whose answers are counted.
@@ -268,23 +325,26 @@ impl World {
     }
 
     fn take_effects(&mut self) {
+        let now_ms = self.link.now_ms;
         for effect in std::mem::take(&mut self.link.effects) {
             match effect {
                 Effect::Allocate { request_id, account } => {
                     assert_eq!(&*account, "alice");
-                    self.allocations += 1;
+                    self.allocations.spend(now_ms);
                     self.wanted -= 1;
                     self.allocating.push(request_id);
                 }
                 Effect::NoToken { .. } => self.wanted -= 1,
                 Effect::Check(declaration) => {
                     self.check_declaration(&declaration);
-                    self.declarations += u64::from(!declaration.was_asked);
+                    if !declaration.was_asked {
+                        self.declarations.spend(now_ms);
+                    }
                     self.checks.push(declaration);
                 }
                 Effect::Solution(_) => {
                     assert!(self.shows_transactions);
-                    self.solutions += 1;
+                    self.solutions.spend(now_ms);
                 }
                 Effect::Refused { .. } | Effect::Declared { .. } => {}
             }
@@ -316,10 +376,6 @@ impl World {
         };
         assert_eq!(link.server.payload_max(), limit);
         assert!(self.wanted + self.allocating.len() <= TOKEN_REQUESTS_WAITING_MAX);
-        let elapsed = link.now_ms - self.start_ms;
-        assert!(self.allocations <= DECLARER_TOKENS_BURST + elapsed / DECLARER_TOKEN_EVERY_MS);
-        assert!(self.declarations <= DECLARATIONS_BURST + elapsed / DECLARATION_EVERY_MS);
-        assert!(self.solutions <= SOLUTIONS_BURST + elapsed / SOLUTION_EVERY_MS);
     }
 
     /// When all checks end and nothing more is sent, every declaration has its answer in time.
@@ -332,7 +388,7 @@ impl World {
                 );
                 self.hear(said);
             }
-            let said = self.link.pass(PROVIDE_WAIT_MS);
+            let said = self.pass(PROVIDE_WAIT_MS);
             self.hear(said);
         }
         assert!(self.waiting.is_empty(), "declarations without an answer");
