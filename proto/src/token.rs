@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_promises_its_job_to_its_account_alone() {
+    fn a_token_promises_its_job_to_its_account_alone_js9() {
         let mut book = Book::new();
         let token = book.allocate(ALICE, "alice");
         assert_eq!(book.promised(&token, "alice"), Ok(Promise::Undeclared));
@@ -521,6 +521,32 @@ mod tests {
         }
         // A thief's try costs the owner nothing.
         assert_eq!(book.promised(&approved, "alice"), Ok(Promise::Declared(7)));
+    }
+
+    /// What a signature would be for: nobody but the book can say what may be mined.
+    #[test]
+    fn a_token_that_the_book_did_not_draw_promises_nothing_js9() {
+        let mut book = Book::new();
+        let allocated = book.allocate(ALICE, "alice");
+        let approved = book.approved(ALICE, "alice", 7, 10);
+        for token in [allocated, approved] {
+            for bit in 0..128 {
+                let mut forged = token;
+                forged.0[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(book.promised(&forged, "alice"), Err(TokenRefusal::Unknown));
+            }
+        }
+        // Another pool's, which has drawn and approved as much.
+        let mut other = Book { drawn: 1_000, ..Book::new() };
+        let foreign = other.approved(ALICE, "alice", 7, 10);
+        assert_eq!(book.promised(&foreign, "alice"), Err(TokenRefusal::Unknown));
+        // No job can be approved for it either.
+        let random = book.draw();
+        let made = book.tokens.approve(book.now_ms, &foreign, random, 8, 10);
+        assert_eq!(made, Err(TokenRefusal::Unknown));
+        assert_eq!(book.promised(&MiningJobToken(random), "alice"), Err(TokenRefusal::Unknown));
+        assert_eq!(book.promised(&approved, "alice"), Ok(Promise::Declared(7)));
+        book.check();
     }
 
     #[test]
