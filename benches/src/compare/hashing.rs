@@ -6,10 +6,12 @@ use std::hint::black_box;
 use anyhow::{Result, ensure};
 
 use proto::limits::{EXTRANONCE_LEN, MERKLE_PATH_MAX};
+use proto::mining::Kind;
 use proto::sha256::{CoinbaseFields, CoinbaseHasher, Kernel};
 
 use super::Effort;
 use super::clock::{Cost, rounds, time};
+use super::cpu::Needs;
 use super::inputs::{EXTENDED_COMPRESSIONS, STANDARD_COMPRESSIONS};
 use super::report::{Goal, Row};
 
@@ -45,20 +47,29 @@ pub(super) fn compare(effort: Effort, extended: Hashed, standard: Hashed) -> Res
         fastest = fastest.into_iter().chain([ours]).min_by(|a, b| a.median.total_cmp(&b.median));
     }
     let (Some(stream), Some(fastest)) = (stream, fastest) else { return Ok(rows) };
-    for (kind, hashed, compressions, goals) in [
-        ("extended", extended, EXTENDED_COMPRESSIONS, [Goal::OfLimit(0.80), Goal::OfLimit(0.85)]),
-        ("standard", standard, STANDARD_COMPRESSIONS, [Goal::Shown; 2]),
-    ] {
-        for (how, ours, one, goal) in [
-            ("single: of one stream", hashed.single, stream, goals[0]),
-            ("64 in a burst: of the fastest kernel", hashed.batched, fastest, goals[1]),
-        ] {
-            let path = format!("{kind} share, {how}, {compressions} compressions");
-            let limit = one.times(compressions);
-            rows.push(Row::time(path, ours, limit, goal).against("limit").on_sha_cpus());
-        }
-    }
+    rows.extend(of_limits(Kind::Extended, extended, stream, fastest));
+    rows.extend(of_limits(Kind::Standard, standard, stream, fastest));
     Ok(rows)
+}
+
+/// Shares of one kind beside what their compressions alone would take: a lone one in one stream of `sha2`, a
+/// burst in the fastest kernel.
+fn of_limits(kind: Kind, hashed: Hashed, stream: Cost, fastest: Cost) -> [Row; 2] {
+    let (name, compressions, [single, batched]) = match kind {
+        Kind::Extended => {
+            ("extended", EXTENDED_COMPRESSIONS, [Goal::OfLimit(0.80), Goal::OfLimit(0.85)])
+        }
+        Kind::Standard => ("standard", STANDARD_COMPRESSIONS, [Goal::Shown; 2]),
+    };
+    let row = |how: &str, ours, one: Cost, goal| {
+        let path = format!("{name} share, {how}, {compressions} compressions");
+        Row::time(path, ours, one.times(compressions), goal).against("limit")
+    };
+    let burst = "64 in a burst: of the fastest kernel";
+    [
+        row("single: of one stream", hashed.single, stream, single).on_cpus_with(Needs::Sha),
+        row(burst, hashed.batched, fastest, batched).on_cpus_with(Needs::ShaOrAvx512),
+    ]
 }
 
 /// Merkle paths so long that little else is hashed: as on a share, two of three compressions are of
@@ -109,4 +120,26 @@ fn sha2_compression(count: usize) -> f64 {
         }
         black_box(state);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cpu::Cpu;
+    use super::super::report::Verdict;
+    use super::*;
+
+    #[test]
+    fn a_burst_is_held_against_its_limit_with_avx512_too_and_a_lone_share_with_sha_ni_alone() {
+        let hashed = Hashed { single: Cost::exact(100.0), batched: Cost::exact(100.0) };
+        let verdicts = |sha, avx512| {
+            let one = Cost::exact(84.0 / EXTENDED_COMPRESSIONS);
+            let rows = of_limits(Kind::Extended, hashed, one, one);
+            rows.map(|row| row.verdict(Cpu { sha, avx512 }))
+        };
+        assert_eq!(verdicts(true, true), [Verdict::Met, Verdict::Missed]);
+        assert_eq!(verdicts(true, false), [Verdict::Met, Verdict::Missed]);
+        assert_eq!(verdicts(false, true), [Verdict::NotHere(Needs::Sha), Verdict::Missed]);
+        let neither = [Verdict::NotHere(Needs::Sha), Verdict::NotHere(Needs::ShaOrAvx512)];
+        assert_eq!(verdicts(false, false), neither);
+    }
 }

@@ -21,7 +21,7 @@ mod shares;
 use anyhow::Result;
 
 use cpu::Cpu;
-use report::{Goal, Row};
+use report::Row;
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,8 +44,7 @@ impl Effort {
 /// # Errors
 /// Two sides that do not agree; the message says on what.
 pub fn compare(effort: Effort, cpu: Cpu) -> Result<Vec<Row>> {
-    let batched = Goal::Faster(if cpu.avx512 { 5.0 } else { 3.0 });
-    let (mut rows, extended, standard) = shares::compare(effort, batched)?;
+    let (mut rows, extended, standard) = shares::compare(effort, cpu)?;
     rows.extend(duplicates::compare(effort)?);
     rows.extend(codec::compare(effort)?);
     rows.extend(link::compare(effort)?);

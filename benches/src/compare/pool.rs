@@ -21,6 +21,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use super::clock::Cost;
+use super::cpu::Needs;
 use super::report::{Goal, Row, Unit};
 use crate::dev_node::{DevNode, DevNodeOptions, temporary_folder};
 use crate::swarm::local::{LocalPool, NodeAt, Running, beside_us};
@@ -384,7 +385,7 @@ fn table(ours: Figures, theirs: Figures) -> Vec<Row> {
     let (a_share, b_share) = (a.cpu_us_per_share.clone(), b.cpu_us_per_share.clone());
     vec![
         row(share, us, a.cpu_us_per_share, b.cpu_us_per_share, Goal::Faster(4.0)),
-        row(&share_alone, us, a_share, b_share, Goal::AtMost(4.0)).on_sha_cpus(),
+        row(&share_alone, us, a_share, b_share, Goal::AtMost(4.0)).on_cpus_with(Needs::Sha),
         row("shares acknowledged", per_s, a.shares_per_s, b.shares_per_s, Goal::Shown),
         ms("ack p50", a.ack_p50_ms, b.ack_p50_ms),
         ms("ack p99", a.ack_p99_ms, b.ack_p99_ms),

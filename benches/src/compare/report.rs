@@ -1,12 +1,12 @@
 //! What was measured, beside what was wanted: rows, their verdicts, the tables and the JSON. A goal that
-//! speaks of a CPU with SHA-NI is judged on such a CPU alone; its ratio is shown on any.
+//! speaks of a CPU with SHA-NI or AVX-512 is judged on such a CPU alone; its ratio is shown on any.
 
 use std::fmt::{self, Write};
 
 use serde_json::{Value, json};
 
 use super::clock::Cost;
-use super::cpu::Cpu;
+use super::cpu::{Cpu, Needs};
 
 /// One path, measured on both sides.
 #[derive(Debug, Clone)]
@@ -23,8 +23,8 @@ pub struct Row {
     pub theirs: Cost,
     /// What is wanted.
     pub goal: Goal,
-    /// On which CPUs it is wanted.
-    pub needs_sha: bool,
+    /// On which CPUs it is wanted; `None` on any.
+    pub needs: Option<Needs>,
 }
 
 /// What a figure counts.
@@ -68,8 +68,8 @@ pub enum Verdict {
     Met,
     /// No.
     Missed,
-    /// Not judged: the goal is one for CPUs with SHA instructions.
-    NoSha,
+    /// Not judged: the goal is one for CPUs that have this.
+    NotHere(Needs),
     /// No goal was set.
     Shown,
 }
@@ -79,7 +79,7 @@ impl Row {
     #[must_use]
     pub fn time(path: impl Into<String>, ours: Cost, theirs: Cost, goal: Goal) -> Self {
         let (path, unit) = (path.into(), Unit::Nanoseconds);
-        Self { path, against: "SRI", unit, ours, theirs, goal, needs_sha: false }
+        Self { path, against: "SRI", unit, ours, theirs, goal, needs: None }
     }
 
     /// A row of things that were counted, for one operation.
@@ -95,10 +95,10 @@ impl Row {
         Self { against, ..self }
     }
 
-    /// The same, with a goal that is one for CPUs with SHA instructions.
+    /// The same, with a goal that is judged on CPUs with these instructions alone.
     #[must_use]
-    pub fn on_sha_cpus(self) -> Self {
-        Self { needs_sha: true, ..self }
+    pub fn on_cpus_with(self, needs: Needs) -> Self {
+        Self { needs: Some(needs), ..self }
     }
 
     /// The number that the goal speaks of.
@@ -121,10 +121,10 @@ impl Row {
             Goal::Within(most) => self.ratio() <= most,
             Goal::AtMost(most) => self.ours.median <= most,
         };
-        match (met, self.needs_sha && !cpu.sha) {
-            (_, true) => Verdict::NoSha,
-            (true, false) => Verdict::Met,
-            (false, false) => Verdict::Missed,
+        match self.needs.filter(|needs| !cpu.has(*needs)) {
+            Some(lacking) => Verdict::NotHere(lacking),
+            None if met => Verdict::Met,
+            None => Verdict::Missed,
         }
     }
 
@@ -187,12 +187,12 @@ impl fmt::Display for Goal {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Met => "met",
-            Self::Missed => "MISSED",
-            Self::NoSha => "no SHA-NI here",
-            Self::Shown => "-",
-        })
+        match self {
+            Self::Met => f.write_str("met"),
+            Self::Missed => f.write_str("MISSED"),
+            Self::NotHere(lacking) => write!(f, "no {lacking} here"),
+            Self::Shown => f.write_str("-"),
+        }
     }
 }
 
@@ -285,10 +285,27 @@ mod tests {
     #[test]
     fn a_goal_for_sha_cpus_is_judged_on_those_and_shown_on_others() {
         let row = Row::time("share", Cost::exact(9.0), Cost::exact(1.0), Goal::Faster(2.0));
-        let row = row.on_sha_cpus();
+        let row = row.on_cpus_with(Needs::Sha);
         assert_eq!(row.verdict(WITH), Verdict::Missed);
-        assert_eq!(row.verdict(WITHOUT), Verdict::NoSha);
+        assert_eq!(row.verdict(WITHOUT), Verdict::NotHere(Needs::Sha));
         let text = tables(&[row], WITHOUT);
         assert!(text.contains("0.11x") && text.contains("no SHA-NI here"), "{text}");
+    }
+
+    #[test]
+    fn a_goal_for_either_instructions_is_judged_where_one_is_and_shown_on_others() {
+        let row = |ours| {
+            let row = Row::time("burst", Cost::exact(ours), Cost::exact(10.0), Goal::Faster(5.0));
+            row.on_cpus_with(Needs::ShaOrAvx512)
+        };
+        for (sha, avx512) in [(true, true), (true, false), (false, true)] {
+            let cpu = Cpu { sha, avx512 };
+            assert_eq!(row(2.0).verdict(cpu), Verdict::Met, "{cpu}");
+            assert_eq!(row(2.1).verdict(cpu), Verdict::Missed, "{cpu}");
+        }
+        let neither = Cpu { sha: false, avx512: false };
+        assert_eq!(row(2.1).verdict(neither), Verdict::NotHere(Needs::ShaOrAvx512));
+        let text = tables(&[row(2.1)], neither);
+        assert!(text.contains("4.76x") && text.contains("no SHA-NI or AVX-512 here"), "{text}");
     }
 }

@@ -17,6 +17,7 @@ use proto::target::Difficulty;
 use proto::wire::B032;
 
 use super::clock::{Cost, rounds, time, try_time};
+use super::cpu::{Cpu, Needs};
 use super::hashing::Hashed;
 use super::inputs::{NOW, World, submit};
 use super::report::{Goal, Row, Unit};
@@ -30,32 +31,56 @@ const BURST: usize = 64;
 ///
 /// # Errors
 /// Two sides that do not agree on a share.
-pub(super) fn compare(effort: Effort, batched: Goal) -> Result<(Vec<Row>, Hashed, Hashed)> {
-    let (mut rows, extended) = of_kind(effort, Kind::Extended, Goal::Faster(1.9), batched)?;
-    let (more, standard) = of_kind(effort, Kind::Standard, Goal::Faster(2.4), Goal::Faster(5.0))?;
+pub(super) fn compare(effort: Effort, cpu: Cpu) -> Result<(Vec<Row>, Hashed, Hashed)> {
+    let (mut rows, extended) = of_kind(effort, cpu, Kind::Extended)?;
+    let (more, standard) = of_kind(effort, cpu, Kind::Standard)?;
     rows.extend(more);
     Ok((rows, extended, standard))
 }
 
-fn of_kind(effort: Effort, kind: Kind, single: Goal, batched: Goal) -> Result<(Vec<Row>, Hashed)> {
+fn of_kind(effort: Effort, cpu: Cpu, kind: Kind) -> Result<(Vec<Row>, Hashed)> {
     mixed_verdicts_agree(kind, effort.shares)?;
-    let name = match kind {
-        Kind::Standard => "standard",
-        Kind::Extended => "extended",
-    };
+    let name = name_of(kind);
     let set = Set::new(kind, effort.shares)?;
     let [one, many, server_one, server_many, sri] = rounds(effort.rounds, || set.round())?;
     let [ours, theirs] = set.allocations()?;
     let zero = Goal::AtMost(0.001);
     let rows = vec![
-        Row::time(format!("{name} share, single"), one, sri, single).on_sha_cpus(),
+        single_row(kind, one, sri),
         // Not quite zero: a channel's table of proofs grows, once in many shares.
         Row::counted(&format!("{name} share, single"), Unit::Allocations, ours, theirs, zero),
-        Row::time(format!("{name} share, {BURST} in a burst"), many, sri, batched).on_sha_cpus(),
+        burst_row(cpu, kind, many, sri),
         server_row(name, "single", server_one, sri),
         server_row(name, "64 in a burst", server_many, sri),
     ];
     Ok((rows, Hashed { single: one, batched: many }))
+}
+
+fn name_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Standard => "standard",
+        Kind::Extended => "extended",
+    }
+}
+
+fn single_row(kind: Kind, ours: Cost, sri: Cost) -> Row {
+    let goal = match kind {
+        Kind::Standard => Goal::Faster(2.4),
+        Kind::Extended => Goal::Faster(1.9),
+    };
+    Row::time(format!("{} share, single", name_of(kind)), ours, sri, goal).on_cpus_with(Needs::Sha)
+}
+
+/// By the goal of the widest instructions that the CPU has: with sixteen lanes more is wanted of an extended
+/// share than with two streams of SHA-NI.
+fn burst_row(cpu: Cpu, kind: Kind, ours: Cost, sri: Cost) -> Row {
+    let goal = match kind {
+        Kind::Standard => Goal::Faster(5.0),
+        Kind::Extended if cpu.avx512 => Goal::Faster(5.0),
+        Kind::Extended => Goal::Faster(3.0),
+    };
+    let path = format!("{} share, {BURST} in a burst", name_of(kind));
+    Row::time(path, ours, sri, goal).on_cpus_with(Needs::ShaOrAvx512)
 }
 
 fn server_row(name: &str, how: &str, ours: Cost, sri: Cost) -> Row {
@@ -289,4 +314,56 @@ fn spoilt(mut claim: Claim, number: u32) -> Claim {
         _ => {}
     }
     claim
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::report::Verdict;
+    use super::*;
+
+    const BOTH: Cpu = Cpu { sha: true, avx512: true };
+    const SHA: Cpu = Cpu { sha: true, avx512: false };
+    const AVX512: Cpu = Cpu { sha: false, avx512: true };
+    const NEITHER: Cpu = Cpu { sha: false, avx512: false };
+
+    /// Of a burst that is so many times as fast as SRI.
+    fn burst(cpu: Cpu, kind: Kind, ratio: f64) -> Verdict {
+        burst_row(cpu, kind, Cost::exact(1.0), Cost::exact(ratio)).verdict(cpu)
+    }
+
+    #[test]
+    fn an_extended_burst_is_judged_by_avx512_where_it_is_and_by_sha_ni_where_only_that_is() {
+        for (cpu, least) in [(BOTH, 5.0), (AVX512, 5.0), (SHA, 3.0)] {
+            assert_eq!(burst(cpu, Kind::Extended, least), Verdict::Met, "{cpu}");
+            assert_eq!(burst(cpu, Kind::Extended, least - 0.01), Verdict::Missed, "{cpu}");
+        }
+    }
+
+    #[test]
+    fn a_standard_burst_has_one_goal_on_every_cpu_that_hashes_bursts() {
+        for cpu in [BOTH, AVX512, SHA] {
+            assert_eq!(burst(cpu, Kind::Standard, 5.0), Verdict::Met, "{cpu}");
+            assert_eq!(burst(cpu, Kind::Standard, 4.99), Verdict::Missed, "{cpu}");
+        }
+    }
+
+    #[test]
+    fn no_burst_is_judged_where_neither_is() {
+        for kind in [Kind::Extended, Kind::Standard] {
+            assert_eq!(burst(NEITHER, kind, 1.0), Verdict::NotHere(Needs::ShaOrAvx512));
+        }
+    }
+
+    #[test]
+    fn a_lone_share_is_judged_by_sha_ni_alone() {
+        for kind in [Kind::Extended, Kind::Standard] {
+            let row = single_row(kind, Cost::exact(1.0), Cost::exact(1.0));
+            for cpu in [BOTH, SHA] {
+                assert_eq!(row.verdict(cpu), Verdict::Missed, "{cpu}");
+            }
+            for cpu in [AVX512, NEITHER] {
+                assert_eq!(row.verdict(cpu), Verdict::NotHere(Needs::Sha), "{cpu}");
+            }
+        }
+    }
 }
