@@ -94,9 +94,9 @@ pub enum HandshakeFailure {
     Noise,
     /// SetupConnection was refused or broke the protocol.
     Setup,
-    /// listen.max_connections was reached.
+    /// listen.max_connections was reached, or declare.max_connections at its port.
     Full,
-    /// listen.max_connections_per_address was reached.
+    /// listen.max_connections_per_address was reached, or declare's.
     AddressFull,
 }
 

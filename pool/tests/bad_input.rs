@@ -25,9 +25,9 @@ use proto::message::{
 use proto::mining::client::ChannelKind;
 use proto::net::Link;
 use proto::wire::{B032, B064K, B0255, Seq0255U256, Str0255};
-use session::{PATIENCE, Session, link, link_on};
+use session::{PATIENCE, Session, link, link_on, stream_from};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -391,7 +391,7 @@ fn one_address_takes_its_share_of_places_and_no_more() {
     });
 }
 
-/// A set-up connection from a household of its own (any 127.x is ours), that opens what it is told to.
+/// A set-up connection from a household of its own, that opens what it is told to.
 struct Opener {
     link: Link,
     open: Vec<u32>,
@@ -399,9 +399,7 @@ struct Opener {
 
 impl Opener {
     async fn from(household: [u8; 4], at: SocketAddr) -> Self {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::from((household, 0))).unwrap();
-        let stream = socket.connect(at).await.unwrap();
+        let stream = stream_from(household, at).await;
         let mut opener = Self { link: link_on(stream).await.unwrap(), open: Vec::new() };
         opener.say(&setup(0).into()).await;
         assert_eq!(opener.next_of(&["SetupConnectionSuccess"]).await, "SetupConnectionSuccess");

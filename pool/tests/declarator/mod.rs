@@ -9,7 +9,7 @@
     reason = "each test uses its part; builders outside a #[test] fail it just as well"
 )]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bitcoin::hashes::Hash;
@@ -29,15 +29,14 @@ use proto::net::{Link, LinkError};
 use proto::target::Target;
 use proto::template::{Output, Template, merkle_path, merkle_root, sha256d};
 use proto::wire::{B032, B064K, B0255, Seq064KU256, Seq0255U256, Str0255, TransactionList};
-use tokio::net::TcpSocket;
 use tokio::time::timeout;
 
-use crate::session::{PATIENCE, link_on};
+use crate::session::{PATIENCE, link_on, stream_from};
 
 /// Where declarators are at home if nothing else is said.
-pub(crate) const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+pub(crate) const HOME: Ipv4Addr = Ipv4Addr::LOCALHOST;
 /// Another household.
-pub(crate) const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9));
+pub(crate) const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
 
 /// What stands in its coinbases.
 pub(crate) const TAG: &[u8] = b"/miner/";
@@ -53,15 +52,18 @@ impl Wire {
 
     /// From this address.
     pub(crate) async fn open_from(
-        from: IpAddr,
+        from: Ipv4Addr,
         at: SocketAddr,
         protocol: Protocol,
         flags: u32,
     ) -> Self {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.bind(SocketAddr::from((from, 0))).unwrap();
-        let stream = socket.connect(at).await.unwrap();
-        let mut wire = Self(link_on(stream).await.unwrap());
+        let stream = stream_from(from.octets(), at).await;
+        Self::on(link_on(stream).await.unwrap(), protocol, flags).await
+    }
+
+    /// The same on a link that is there.
+    pub(crate) async fn on(link: Link, protocol: Protocol, flags: u32) -> Self {
+        let mut wire = Self(link);
         wire.0.connection().inbound.set_limit(FRAME_PAYLOAD_MAX);
         wire.send(setup(protocol, flags)).await;
         wire.hear(|message| match message {
@@ -269,12 +271,23 @@ impl Declarator {
     }
 
     /// As `open`, from this address: of another household.
-    pub(crate) async fn open_from(from: IpAddr, pool: &Running, user: &str) -> Self {
+    pub(crate) async fn open_from(from: Ipv4Addr, pool: &Running, user: &str) -> Self {
         let declare = pool.declare.unwrap();
         let (protocol, flags) = (Protocol::JobDeclaration, setup_flags::DECLARE_TX_DATA);
         let declare = Wire::open_from(from, declare, protocol, flags).await;
         let flags = setup_flags::REQUIRES_WORK_SELECTION;
-        let mut mine = Wire::open_from(from, pool.listen, Protocol::Mining, flags).await;
+        let mine = Wire::open_from(from, pool.listen, Protocol::Mining, flags).await;
+        Self::on(declare, mine, user).await
+    }
+
+    /// On a declaration link that is there.
+    pub(crate) async fn with(declare: Wire, pool: &Running, user: &str) -> Self {
+        let flags = setup_flags::REQUIRES_WORK_SELECTION;
+        let mine = Wire::open(pool.listen, Protocol::Mining, flags).await;
+        Self::on(declare, mine, user).await
+    }
+
+    async fn on(declare: Wire, mut mine: Wire, user: &str) -> Self {
         mine.send(OpenExtendedMiningChannel {
             request_id: 1,
             user_identity: Str0255::new(user.as_bytes()).unwrap(),

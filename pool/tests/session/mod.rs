@@ -18,7 +18,7 @@ use proto::mining::grind::Grinder;
 use proto::net::{Link, LinkError};
 use proto::noise::EphemeralSecret;
 use proto::wire::B032;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 /// How long a test waits for anything before it calls it lost. Generous: machines are slow and shared.
@@ -64,6 +64,13 @@ pub(crate) async fn link_on(stream: TcpStream) -> Result<Link, LinkError> {
     Link::connect(stream, None, ephemeral(), unix_s()).await
 }
 
+/// A connection from a household of its own: any 127.x is ours to come from.
+pub(crate) async fn stream_from(household: [u8; 4], at: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(SocketAddr::from((household, 0))).unwrap();
+    socket.connect(at).await.unwrap()
+}
+
 impl Book {
     /// Which shares an answer speaks of: a Success covers the oldest ones up to its sequence number
     /// that were not refused.
@@ -94,10 +101,15 @@ impl Session {
         kind: ChannelKind,
         user: &str,
     ) -> Result<Self, LinkError> {
+        Self::on(link(at).await?, kind, user).await
+    }
+
+    /// The same on a link that is there.
+    pub(crate) async fn on(link: Link, kind: ChannelKind, user: &str) -> Result<Self, LinkError> {
         // Next to no hash rate: the pool starts at its floor, and a share is some hundred hashes.
         let options = ClientOptions { nominal_hash_rate: 1.0, ..ClientOptions::new(kind, user) };
         let mut session = Self {
-            link: link(at).await?,
+            link,
             client: Client::new(options),
             began: Instant::now(),
             rolled: 0,
