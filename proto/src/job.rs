@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::extranonce::Extranonce;
 use crate::limits::{FRAME_HEADER_LEN, JOB_PAYLOAD_UNKNOWN_DEVICE_MAX};
 use crate::message::{FrameHeader, Message, NewExtendedMiningJob};
-use crate::sha256::{CoinbaseFields, CoinbaseHasher};
+use crate::sha256::{CoinbaseFields, CoinbaseHasher, Kernel};
 use crate::template::{
     CoinbaseError, CoinbaseParts, Output, PrevHash, Template, sha256d, write_compact_size,
 };
@@ -210,14 +210,16 @@ impl Job {
     }
 
     /// Puts the merkle root over each coinbase, of any jobs of this work, into its header and hashes the
-    /// header. All slices are of one length.
-    pub fn hash_shares(
+    /// header, by what `next` says of so many that are left: a kernel, and how many of them go with it. All
+    /// slices are of one length.
+    pub(crate) fn hash_shares(
         &self,
+        next: impl Fn(usize) -> (Kernel, usize),
         coinbases: &[CoinbaseFields],
         headers: &mut [[u8; 80]],
         hashes: &mut [[u8; 32]],
     ) {
-        self.work.hasher.shares(coinbases, headers, hashes);
+        self.work.hasher.shares_by(next, coinbases, headers, hashes);
     }
 
     /// The whole block as nodes take it: header, transaction count, coinbase with witness, the rest.

@@ -245,7 +245,7 @@ impl CoinbaseHasher {
         headers: &mut [[u8; 80]],
         hashes: &mut [[u8; 32]],
     ) {
-        self.each_group(coinbases, headers, hashes, Kernel::for_next_of);
+        self.shares_by(Kernel::for_next_of, coinbases, headers, hashes);
     }
 
     /// `shares` by a kernel of the caller's choice (by `Portable` if the CPU has it not).
@@ -256,15 +256,16 @@ impl CoinbaseHasher {
         headers: &mut [[u8; 80]],
         hashes: &mut [[u8; 32]],
     ) {
-        self.each_group(coinbases, headers, hashes, |left| (kernel, left));
+        self.shares_by(|left| (kernel, left), coinbases, headers, hashes);
     }
 
-    fn each_group(
+    /// `shares` by what `next` says of so many that are left: a kernel, and how many of them go with it.
+    pub(crate) fn shares_by(
         &self,
+        next: impl Fn(usize) -> (Kernel, usize),
         coinbases: &[CoinbaseFields],
         headers: &mut [[u8; 80]],
         hashes: &mut [[u8; 32]],
-        next: impl Fn(usize) -> (Kernel, usize),
     ) {
         assert_eq!(coinbases.len(), headers.len(), "a header for each coinbase");
         assert_eq!(coinbases.len(), hashes.len(), "a hash for each coinbase");
@@ -287,10 +288,19 @@ impl CoinbaseHasher {
 /// SHA256d of each header (header byte order), by what is fastest for so many. Both slices are of one
 /// length.
 pub fn header_hashes(headers: &[[u8; 80]], hashes: &mut [[u8; 32]]) {
+    header_hashes_by(Kernel::for_next_of, headers, hashes);
+}
+
+/// `header_hashes` by what `next` says of so many that are left: a kernel, and how many of them go with it.
+pub(crate) fn header_hashes_by(
+    next: impl Fn(usize) -> (Kernel, usize),
+    headers: &[[u8; 80]],
+    hashes: &mut [[u8; 32]],
+) {
     assert_eq!(headers.len(), hashes.len(), "a hash for each header");
     let mut done = 0;
     while done < headers.len() {
-        let (kernel, count) = Kernel::for_next_of(headers.len() - done);
+        let (kernel, count) = next(headers.len() - done);
         let now = done..done + count;
         header_hashes_with(kernel, &headers[now.clone()], &mut hashes[now]);
         done += count;

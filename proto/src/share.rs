@@ -17,7 +17,7 @@ use crate::limits::{
     EXTRANONCE_PREFIX_LEN, EXTRANONCE_ROLLABLE_LEN, NTIME_AHEAD_MAX_S, NTIME_SLACK_S,
     VERSION_ROLLING_MASK,
 };
-use crate::sha256::{CoinbaseFields, header_hashes};
+use crate::sha256::{CoinbaseFields, Kernel, header_hashes_by};
 pub use crate::share::seen::Seen;
 use crate::target::{Difficulty, Target};
 use crate::template::PrevHash;
@@ -231,14 +231,23 @@ fn rolled_of(extranonce: Extranonce) -> [u8; EXTRANONCE_ROLLABLE_LEN] {
 
 /// Hashes every claim's header, and on extended channels what its merkle root is made of first: those
 /// of one work that stand together at once.
-pub fn hash(mut shares: &mut [&mut Submitted<'_>]) {
+pub fn hash(shares: &mut [&mut Submitted<'_>]) {
+    hash_by(Kernel::for_next_of, shares);
+}
+
+/// `hash` by a kernel of the caller's choice (by `Portable` if the CPU has it not).
+pub fn hash_with(kernel: Kernel, shares: &mut [&mut Submitted<'_>]) {
+    hash_by(|left| (kernel, left), shares);
+}
+
+fn hash_by(next: impl Fn(usize) -> (Kernel, usize) + Copy, mut shares: &mut [&mut Submitted<'_>]) {
     while let Some(first) = shares.first() {
         let run = shares.iter().take(RUN_MAX).take_while(|share| share.goes_with(first)).count();
         let (run, rest) = shares.split_at_mut(run);
         match run {
             // Room for a whole run would cost a lone share as much as its hash.
-            [one] => hash_run::<1>(&mut [one]),
-            run => hash_run::<RUN_MAX>(run),
+            [one] => hash_run::<1>(next, &mut [one]),
+            run => hash_run::<RUN_MAX>(next, run),
         }
         shares = rest;
     }
@@ -248,7 +257,10 @@ pub fn hash(mut shares: &mut [&mut Submitted<'_>]) {
 const RUN_MAX: usize = 16;
 
 /// At least one share, at most `N`, that go with each other.
-fn hash_run<const N: usize>(run: &mut [&mut Submitted<'_>]) {
+fn hash_run<const N: usize>(
+    next: impl Fn(usize) -> (Kernel, usize),
+    run: &mut [&mut Submitted<'_>],
+) {
     let count = run.len();
     let mut headers: [[u8; 80]; N] =
         array::from_fn(|at| run.get(at).map_or([0; 80], |share| share.header.to_bytes()));
@@ -259,9 +271,9 @@ fn hash_run<const N: usize>(run: &mut [&mut Submitted<'_>]) {
             let share = run.get(at).unwrap_or(&run[0]);
             share.job.job.coinbase_fields(share.extranonce.unwrap_or_default())
         });
-        run[0].job.job.hash_shares(&coinbases[..count], headers, hashes);
+        run[0].job.job.hash_shares(next, &coinbases[..count], headers, hashes);
     } else {
-        header_hashes(headers, hashes);
+        header_hashes_by(next, headers, hashes);
     }
     for ((share, header), hash) in run.iter_mut().zip(headers).zip(hashes) {
         share.header.merkle_root.copy_from_slice(&header[36..68]);

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use proto::job::HeaderFields;
 use proto::limits::VERSION_ROLLING_MASK;
-use proto::message::setup_flags;
+use proto::message::{Message, SubmitSharesExtended, SubmitSharesStandard, setup_flags};
 use proto::mining::Kind;
 use proto::target::Target;
+use proto::wire::B032;
 
 use super::said::{JobBody, Said};
 
@@ -22,6 +23,34 @@ pub struct Share {
     pub version: u32,
     /// `None` on a standard channel.
     pub rolled: Option<Vec<u8>>,
+}
+
+impl Share {
+    /// What says it.
+    pub fn message(&self) -> Message<'_> {
+        let Self { channel, sequence, job, nonce, ntime, version, .. } = *self;
+        match &self.rolled {
+            Some(rolled) => SubmitSharesExtended {
+                channel_id: channel,
+                sequence_number: sequence,
+                job_id: job,
+                nonce,
+                ntime,
+                version,
+                extranonce: B032::new(rolled).unwrap(),
+            }
+            .into(),
+            None => SubmitSharesStandard {
+                channel_id: channel,
+                sequence_number: sequence,
+                job_id: job,
+                nonce,
+                ntime,
+                version,
+            }
+            .into(),
+        }
+    }
 }
 
 /// A job that can be hashed.

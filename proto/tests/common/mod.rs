@@ -21,14 +21,14 @@ use proto::connection::Violation;
 use proto::extranonce::ExtranonceAllocator;
 use proto::job::{ActiveTemplate, Job};
 use proto::message::{
-    CloseChannel, Message, OpenExtendedMiningChannel, OpenStandardMiningChannel,
-    SubmitSharesExtended, SubmitSharesStandard, Tlvs, UpdateChannel,
+    CloseChannel, Message, OpenExtendedMiningChannel, OpenStandardMiningChannel, Tlvs,
+    UpdateChannel,
 };
 use proto::mining::server::{Effect, FoundBlock, Input, Outbox, Policy, Server};
 use proto::mining::{Committed, CreditBatch, Kind, Now};
 use proto::share::{Claim, FrozenJob, Submitted, Verdict, hash};
 use proto::target::{Difficulty, Target};
-use proto::wire::{B032, Str0255};
+use proto::wire::Str0255;
 
 pub use chain::{Chain, HARD_NBITS, REGTEST_NBITS};
 pub use client::{Client, Share};
@@ -115,10 +115,15 @@ impl Link {
         let answer = self.server.handle(self.now, input, &mut out);
         let ended = self.server.handle(self.now, Input::BurstEnd, &mut out);
         let answer = answer.and(ended);
+        let said = self.hear(out);
+        answer.map(|()| said)
+    }
+
+    fn hear(&mut self, out: Outbox) -> Vec<Said> {
         let said = decode(&out.frames);
         self.client.hear_all(&said);
         self.effects.extend(out.effects);
-        answer.map(|()| said)
+        said
     }
 
     /// A message without TLVs that does not end the connection.
@@ -209,28 +214,18 @@ impl Link {
     }
 
     pub fn submit_with(&mut self, share: &Share, tlvs: Tlvs<'_>) -> Vec<Said> {
-        let message: Message<'_> = match &share.rolled {
-            Some(rolled) => SubmitSharesExtended {
-                channel_id: share.channel,
-                sequence_number: share.sequence,
-                job_id: share.job,
-                nonce: share.nonce,
-                ntime: share.ntime,
-                version: share.version,
-                extranonce: B032::new(rolled).unwrap(),
-            }
-            .into(),
-            None => SubmitSharesStandard {
-                channel_id: share.channel,
-                sequence_number: share.sequence,
-                job_id: share.job,
-                nonce: share.nonce,
-                ntime: share.ntime,
-                version: share.version,
-            }
-            .into(),
-        };
-        self.handle(Input::Message(message, tlvs)).unwrap()
+        self.handle(Input::Message(share.message(), tlvs)).unwrap()
+    }
+
+    /// Shares that one read brings.
+    pub fn submit_together(&mut self, shares: &[Share]) -> Vec<Said> {
+        let mut out = Outbox::default();
+        for share in shares {
+            let input = Input::Message(share.message(), Tlvs::NONE);
+            self.server.handle(self.now, input, &mut out).unwrap();
+        }
+        self.server.handle(self.now, Input::BurstEnd, &mut out).unwrap();
+        self.hear(out)
     }
 
     pub fn template(&mut self, active: Arc<ActiveTemplate>) -> Vec<Said> {
