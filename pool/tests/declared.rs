@@ -46,6 +46,8 @@ struct Rig {
 const NO_BLOCKS: u64 = 1_000_000_000;
 /// A share of the tests' difficulty takes 256: most are blocks.
 const MANY_BLOCKS: u64 = 64;
+/// A moment's work, and more than a header that is no block has luck.
+const RARE_BLOCKS: u64 = 65_536;
 
 fn config(folder: &Path, block_hashes: u64) -> Config {
     let mut config = Config::default();
@@ -402,7 +404,7 @@ async fn a_block_comes_by_the_share_alone_p52() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_comes_by_push_solution_alone_also_for_an_older_job_js7() {
-    let rig = Rig::start(MANY_BLOCKS).await;
+    let rig = Rig::start(RARE_BLOCKS).await;
     let mut alice = Declarator::open(&rig.pool, "alice.rig").await;
     let (first, _) = alice.set_up(&rig.pool, 2).await;
     alice.set_up(&rig.pool, 3).await;
