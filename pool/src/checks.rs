@@ -495,7 +495,7 @@ impl Checks {
         Ok((new.map_err(no_token)?, approved))
     }
 
-    /// Counts the verdict, says it, and shows it.
+    /// Says the verdict, and shows it. It is counted where it is answered, with those that had no check.
     fn note(
         &self,
         who: Who,
@@ -534,7 +534,7 @@ impl Checks {
                 (code, why.clone(), None)
             }
         };
-        self.metrics.declaration_answered(verdict, took.as_secs_f64());
+        self.metrics.declaration_judged(took.as_secs_f64());
         self.board.verdict(VerdictRow {
             at_ms: unix_ms(),
             connection,

@@ -366,11 +366,13 @@ impl Declarer {
                 Effect::Refused { request_id, refusal, details } => {
                     self.providing.remove(&request_id);
                     let code = refusal.code();
+                    self.declarers.pool.metrics.declaration_answered(code);
                     self.declarers.pool.refused_work(self.peer, code, &details);
                     let row = RefusalRow { at: unix_s().into(), code, reason: details };
                     self.history.refused(row);
                 }
                 Effect::Declared { request_id } => {
+                    self.declarers.pool.metrics.declaration_answered("approved");
                     debug!(declarer = self.id, request_id, "declared");
                 }
             }

@@ -481,9 +481,13 @@ impl Metrics {
         self.declarers.decrement(1);
     }
 
-    /// A declaration was approved, or refused with this code, so long after it came.
-    pub fn declaration_answered(&self, verdict: &str, seconds: f64) {
+    /// A declaration was approved, or refused with this code, by its check or before it.
+    pub fn declaration_answered(&self, verdict: &str) {
         count(&self.declarations, DECLARATION_VERDICTS.iter(), |known| *known == verdict);
+    }
+
+    /// A check came to its verdict so long after the declaration.
+    pub fn declaration_judged(&self, seconds: f64) {
         self.declaration_answer.record(seconds);
     }
 
