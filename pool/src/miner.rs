@@ -483,8 +483,7 @@ impl Miner {
     fn listen_as(&mut self, is_large: bool) {
         if is_large != self.is_large {
             self.is_large = is_large;
-            let Calls { to_large, to_others } = &self.shared.calls;
-            self.templates = if is_large { to_large.clone() } else { to_others.clone() };
+            self.templates = self.shared.calls.to(is_large);
         }
     }
 

@@ -102,7 +102,17 @@ pub struct Calls {
     pub to_others: watch::Receiver<Published>,
 }
 
-/// Passes on what is published, until `stop`. Tasks have their turns in the order they are woken in.
+impl Calls {
+    /// For one of the large connections or one of the others.
+    #[must_use]
+    pub fn to(&self, is_large: bool) -> watch::Receiver<Published> {
+        if is_large { self.to_large.clone() } else { self.to_others.clone() }
+    }
+}
+
+/// Passes on what is published, until `stop`. The large ones are woken first. On one thread turns come in the
+/// order of waking; workers keep to it roughly, for who is woken last has his turn at once, and what one of
+/// them takes from another's queue is ahead of the rest of it.
 #[must_use]
 pub fn call(mut templates: watch::Receiver<Published>, stop: CancellationToken) -> Calls {
     let first = templates.borrow_and_update().clone();
@@ -348,7 +358,73 @@ pub fn hex_of(hash: &[u8; 32]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::template::{CoinbaseParts, PrevHash};
     use std::time::Duration;
+    use tokio::sync::mpsc;
+    use tokio::task::yield_now;
+
+    /// Work on a tip that is told by this number.
+    fn on_tip(tip: u8) -> Published {
+        let template = Template {
+            id: TemplateId(tip.into()),
+            height: 1,
+            version: 0x2000_0000,
+            coinbase_tx_version: 2,
+            script_sig_prefix: vec![1, 1],
+            coinbase_sequence: 0xffff_fffe,
+            coinbase_value_sats: 0,
+            required_outputs: Vec::new(),
+            required_outputs_count: 0,
+            coinbase_locktime: 0,
+            merkle_path: Vec::new(),
+            transactions: None,
+            commits_to_witnesses: false,
+        };
+        let coinbase = CoinbaseParts { prefix: Vec::new(), suffix: Vec::new() };
+        let active = ActiveTemplate {
+            tip: PrevHash { hash: [tip; 32], nbits: 0x207f_ffff, min_ntime: 0 },
+            job: Job::from_parts(Arc::new(template), coinbase),
+            next: None,
+        };
+        let (tip_at, fees) = (Instant::now(), Arc::default());
+        Published { active: Arc::new(active), tip_at, earliest_ntime: 0, fees }
+    }
+
+    /// Says which tip it was told of, and as whom.
+    async fn listen(
+        mut call: watch::Receiver<Published>,
+        is_large: bool,
+        told: mpsc::Sender<([u8; 32], bool)>,
+    ) {
+        while call.changed().await.is_ok() {
+            let tip = call.borrow_and_update().active.tip.hash;
+            told.try_send((tip, is_large)).expect("there is room for everybody");
+        }
+    }
+
+    #[tokio::test]
+    async fn with_a_new_tip_every_large_one_is_told_before_any_of_the_others() {
+        const TOLD: usize = 300;
+        let (publish, templates) = watch::channel(on_tip(0));
+        let stop = CancellationToken::new();
+        let calls = call(templates, stop.clone());
+        let (told, mut in_order) = mpsc::channel(TOLD);
+        for at in 0..TOLD {
+            // Every third, so that who began to listen first is no answer.
+            let is_large = at % 3 == 2;
+            tokio::spawn(listen(calls.to(is_large), is_large, told.clone()));
+        }
+        // The call has its first turn, and before its second all others have theirs.
+        yield_now().await;
+        for tip in 1..=3 {
+            publish.send_replace(on_tip(tip));
+            for at in 0..TOLD {
+                let is_large = at < TOLD / 3;
+                assert_eq!(in_order.recv().await, Some(([tip; 32], is_large)), "turn {at}");
+            }
+        }
+        stop.cancel();
+    }
 
     #[test]
     fn a_declared_job_is_measured_by_our_best_template_of_the_last_minute() {
