@@ -86,6 +86,11 @@ pub const FILES_RESERVED: u64 = 128;
 pub const LISTEN_BACKLOG: u32 = 1_024;
 /// Pause after a failed accept (out of file descriptors): others end in the meantime.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What a connection takes to be told of a tip, on one core ...
+pub const TOLD_EACH: Duration = Duration::from_micros(15);
+/// ... and the most that small ones wait for the large ones to be told, seven hundred of them: a tenth of what a
+/// tip takes to the last of five thousand.
+pub const HEAD_START_MAX: Duration = Duration::from_millis(10);
 /// How often a connection shows itself to the API.
 pub const BOARD_EVERY_MS: u64 = 5_000;
 

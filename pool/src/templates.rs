@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Once};
+use std::time::Duration;
 
 use bitcoin::Network;
 use job_declarator::node::{Node, NodeError, NodeTemplate, TemplateMark, subsidy_sats};
@@ -14,14 +15,14 @@ use proto::job::{ActiveTemplate, Job};
 use proto::template::{CoinbaseError, Output, Template, TemplateId};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::api::NodeView;
 use crate::limits::{
-    NODE_RETRY_FIRST, NODE_RETRY_MAX, NODE_SIGN_OF_LIFE_EVERY, REFERENCE_FEES_SPAN,
-    REFERENCE_TEMPLATES_MAX,
+    HEAD_START_MAX, NODE_RETRY_FIRST, NODE_RETRY_MAX, NODE_SIGN_OF_LIFE_EVERY, REFERENCE_FEES_SPAN,
+    REFERENCE_TEMPLATES_MAX, TOLD_EACH,
 };
 use crate::metrics::Metrics;
 
@@ -110,9 +111,9 @@ impl Calls {
     }
 }
 
-/// Passes on what is published, until `stop`. The large ones are woken first. On one thread turns come in the
-/// order of waking; workers keep to it roughly, for who is woken last has his turn at once, and what one of
-/// them takes from another's queue is ahead of the rest of it.
+/// Passes on what is published, until `stop`. The large ones are woken first, and have the time that their turns
+/// take before the others are: workers take the last who was woken first, and turns from each other's
+/// queues, so that the order of waking alone is none.
 #[must_use]
 pub fn call(mut templates: watch::Receiver<Published>, stop: CancellationToken) -> Calls {
     let first = templates.borrow_and_update().clone();
@@ -122,10 +123,22 @@ pub fn call(mut templates: watch::Receiver<Published>, stop: CancellationToken) 
         while let Some(Ok(())) = stop.run_until_cancelled(templates.changed()).await {
             let newest = templates.borrow_and_update().clone();
             large.send_replace(newest.clone());
+            // One receiver of each is that which others are made of.
+            let first = large.receiver_count().saturating_sub(1);
+            let rest = others.receiver_count().saturating_sub(1);
+            if first > 0 && rest > 0 {
+                sleep(head_start(first)).await;
+            }
             others.send_replace(newest);
         }
     });
     Calls { to_large, to_others }
+}
+
+/// How long so many connections take to be told, at the most that anybody waits for them.
+fn head_start(connections: usize) -> Duration {
+    let turns = u32::try_from(connections).unwrap_or(u32::MAX);
+    TOLD_EACH.saturating_mul(turns).min(HEAD_START_MAX)
 }
 
 /// The node's templates and what the pool puts into them.
@@ -221,7 +234,7 @@ impl Templates {
             }
             tokio::select! {
                 () = shutdown.cancelled() => return None,
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(NODE_RETRY_MAX),
+                () = sleep(pause) => pause = (pause * 2).min(NODE_RETRY_MAX),
             }
         }
     }
@@ -234,7 +247,7 @@ impl Templates {
         loop {
             tokio::select! {
                 answer = &mut asked => return answer,
-                () = tokio::time::sleep(NODE_SIGN_OF_LIFE_EVERY) => {
+                () = sleep(NODE_SIGN_OF_LIFE_EVERY) => {
                     let alive = self.node.chain_info().await.is_ok();
                     self.metrics.node_is_up(alive);
                     if alive {
@@ -359,7 +372,6 @@ pub fn hex_of(hash: &[u8; 32]) -> String {
 mod tests {
     use super::*;
     use proto::template::{CoinbaseParts, PrevHash};
-    use std::time::Duration;
     use tokio::sync::mpsc;
     use tokio::task::yield_now;
 
