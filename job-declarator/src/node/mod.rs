@@ -165,3 +165,8 @@ pub fn subsidy_sats(height: u32, network: Network) -> u64 {
         if network == Network::Regtest { HALVING_INTERVAL_REGTEST } else { HALVING_INTERVAL };
     assemble::subsidy_sats(height, interval)
 }
+
+/// Words of the node's that go into our messages and logs: printable and short.
+fn abridged(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(200).collect()
+}

@@ -26,9 +26,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::debug;
 
 use self::http::{Http, HttpError};
-use self::reply::{ChainReply, HeaderReply, TemplateReply, Unusable, Watched, abridged};
+use self::reply::{ChainReply, HeaderReply, TemplateReply, Unusable, Watched};
 use super::{
     ChainInfo, Checked, Node, NodeError, NodeFuture, NodeTemplate, Submitted, TemplateMark,
+    abridged,
 };
 use crate::limits::{
     RPC_CALL_DEADLINE, RPC_CALLS_MAX, RPC_CHECKS_MAX, RPC_COOKIE_LEN_MAX, RPC_LONG_POLL_DEADLINE,

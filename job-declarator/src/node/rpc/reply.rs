@@ -15,7 +15,7 @@ use proto::template::{PrevHash, Template, TemplateId, merkle_path};
 use serde::Deserialize;
 
 use crate::limits::{BLOCK_LEN_MAX, BLOCK_TRANSACTIONS_MAX, HEIGHT_MAX, MONEY_MAX_SATS};
-use crate::node::{ChainInfo, NodeTemplate, TemplateMark, assemble, subsidy_sats};
+use crate::node::{ChainInfo, NodeTemplate, TemplateMark, abridged, assemble, subsidy_sats};
 
 /// A witness commitment is 38 bytes and a signet's carries a signature besides; nobody needs more.
 const COMMITMENT_LEN_MAX: usize = 1_000;
@@ -271,9 +271,4 @@ fn bytes(text: &str, len_max: usize, what: &str) -> Result<Vec<u8>, String> {
         return Err(format!("{what} above {len_max} bytes"));
     }
     hex::decode(text).map_err(|error| format!("{what}: {error}"))
-}
-
-/// Words of the node's that go into our messages and logs: printable and short.
-pub(super) fn abridged(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).take(200).collect()
 }
