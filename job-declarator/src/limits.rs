@@ -60,6 +60,20 @@ pub const RPC_POLL_REFRESH: Duration = Duration::from_secs(30);
 /// block that is submitted meanwhile. 8 MB of hex each.
 pub const RPC_CHECKS_MAX: usize = 2;
 
+// ---- Bitcoin Core over IPC ----
+
+/// Checks that wait for their turn at Core, each with a block of up to 4 MB: the three that the pool makes at
+/// once. One more goes to the RPC.
+pub const IPC_QUESTIONS_MAX: usize = 3;
+/// From a question to its answer, waiting for others included: time for several full blocks on a small
+/// computer, and early enough for the RPC to be asked in what is left of the pool's 20 s.
+pub const IPC_CALL_DEADLINE: Duration = Duration::from_secs(8);
+/// After a failure the RPC is asked for so long, without another attempt: a node takes longer to start, and
+/// one that is of another version should not be asked, nor written of, at every job.
+pub const IPC_RETRY_PAUSE: Duration = Duration::from_secs(10);
+/// The longest answer read, in words of 8 bytes: two short texts, or an exception's.
+pub const IPC_ANSWER_WORDS_MAX: usize = 8_192;
+
 // ---- declared jobs ----
 
 /// What stands before the extranonce: version 4, marker and flag 2, count 1, previous output 36, a length

@@ -1,12 +1,15 @@
-//! The only folder that talks to Bitcoin Core. One trait, two nodes: `rpc` (Bitcoin Core over JSON-RPC)
-//! and `embedded` (a development chain inside the process). Called by the pool's `templates.rs` and
-//! `block.rs`; must never know of miners, shares or money.
+//! The only folder that talks to Bitcoin Core. One trait, two nodes: `rpc` (Bitcoin Core over JSON-RPC; with
+//! feature `ipc` its verdicts on declared blocks come over its UNIX socket) and `embedded` (a development
+//! chain inside the process). Called by the pool's `templates.rs`, `checks.rs` and `block.rs`; must never
+//! know of miners, shares or money.
 //!
 //! Every call may fail and says how; nothing here retries for ever or ends the process. Whoever calls
 //! decides what to do while a node is away.
 
 pub(crate) mod assemble;
 pub mod embedded;
+#[cfg(feature = "ipc")]
+pub mod ipc;
 pub mod rpc;
 
 use std::future::Future;
