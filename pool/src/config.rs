@@ -209,6 +209,10 @@ section! {
         pub password_file: PathBuf = PathBuf::new(),
         /// The RPC password itself, for environments that can only hand over variables.
         pub password: Secret = Secret::default(),
+        /// Socket of the same node's mining interface, over which declared jobs are checked, e.g.
+        /// "/home/me/.bitcoin/node.sock": Bitcoin Core 31 started as `bitcoin node -ipcbind=unix`. Where it
+        /// does not answer the RPC is asked. Needs a pool built with the feature ipc, as images are.
+        pub ipc_socket: PathBuf = PathBuf::new(),
     }
 }
 
@@ -495,6 +499,9 @@ fn did_you_mean(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!("; did you mean {name}?")).unwrap_or_default()
 }
 
+/// Whether this program can speak to the socket of a node's mining interface.
+pub const HAS_IPC: bool = cfg!(feature = "ipc");
+
 const VARIABLE_PREFIX: &str = "POOL__";
 /// Not settings: where our own tests find a database.
 const TEST_VARIABLE_PREFIX: &str = "POOL_TEST_";
@@ -621,6 +628,13 @@ impl Config {
         Ok(NodeLogin::Password { user: node.user.clone(), password })
     }
 
+    /// The socket of the node's mining interface, if one is set.
+    #[must_use]
+    pub fn ipc_socket(&self) -> Option<PathBuf> {
+        let socket = &self.node.ipc_socket;
+        (!socket.as_os_str().is_empty()).then(|| at_home(socket))
+    }
+
     /// The store's URL, complete: the SQLite file if none is set, the password put in.
     ///
     /// # Errors
@@ -698,6 +712,10 @@ impl Config {
         if !self.node.url.starts_with("http://") {
             let why = "does not start with http:// (Bitcoin Core has no TLS)";
             return refuse("node.url", format!("{:?} {why}", self.node.url));
+        }
+        if !HAS_IPC && let Some(socket) = self.ipc_socket() {
+            let why = "cannot be used: this pool was built without the feature ipc";
+            return refuse("node.ipc_socket", format!("{} {why}", socket.display()));
         }
         let store = self.store.url.expose();
         let schemes = ["sqlite:", "postgres://", "postgresql://"];

@@ -1,7 +1,9 @@
 //! The pool's own bounds, each with its reason; those of the protocol are in proto's `limits`. Imports
-//! nothing but those. What happens at a bound is decided where it is met and tested there.
+//! nothing but those and job-declarator's. What happens at a bound is decided where it is met and tested there.
 
 use std::time::Duration;
+
+use job_declarator::limits::{IPC_CALL_DEADLINE, IPC_QUESTIONS_MAX};
 
 // ---- credit ----
 
@@ -252,6 +254,10 @@ pub const TAG_MAX: usize = 40;
 pub const CPU_MINER_FOUND_MAX: usize = 64;
 
 const _: () = assert!(WORTHLESS_BURST as usize > 2 * proto::limits::CHANNELS_PER_CONNECTION_MAX);
+// A check that Core does not answer over IPC has time to be asked over RPC, and none is sent there for want
+// of a place.
+const _: () = assert!(IPC_CALL_DEADLINE.as_secs() * 2 < NODE_CHECK_DEADLINE.as_secs());
+const _: () = assert!(NODE_CHECKS_MAX <= IPC_QUESTIONS_MAX);
 const _: () = assert!(CREDIT_COMMIT_BATCHES_MAX <= CREDIT_QUEUE_MAX);
 const _: () = assert!(SQLITE_ROWS_MAX * 12 <= 32_766);
 const _: () = assert!(STORE_PAGES_MAX < SQLITE_READERS_MAX as usize);

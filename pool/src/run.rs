@@ -472,7 +472,7 @@ async fn connect_node(
 ) -> Result<(Arc<dyn Node>, ChainInfo)> {
     let node = front(match config.node.kind {
         NodeKind::Embedded => Arc::new(embedded_chain(config, &config.pool.data_dir)?),
-        NodeKind::BitcoinCore => Arc::new(bitcoin_core(config)?),
+        NodeKind::BitcoinCore => with_ipc(config, bitcoin_core(config)?)?,
     });
     let chain = wait_for_chain(&*node, shutdown).await?;
     config.check_network(&node.name(), chain.network)?;
@@ -499,6 +499,21 @@ fn bitcoin_core(config: &Config) -> Result<RpcNode> {
     };
     let options = RpcOptions { url: config.node.url.clone(), auth, times: RpcTimes::default() };
     RpcNode::new(options).context("node.url")
+}
+
+/// Has the node check declared jobs over its socket, if one is set.
+#[cfg(feature = "ipc")]
+fn with_ipc(config: &Config, node: RpcNode) -> Result<Arc<dyn Node>> {
+    use job_declarator::node::ipc::{IpcCheck, IpcTimes, WithIpc};
+    let Some(socket) = config.ipc_socket() else { return Ok(Arc::new(node)) };
+    let ipc = IpcCheck::start(socket, IpcTimes::default()).context("node.ipc_socket")?;
+    Ok(Arc::new(WithIpc::new(node, ipc)))
+}
+
+/// The configuration refuses a socket.
+#[cfg(not(feature = "ipc"))]
+fn with_ipc(_: &Config, node: RpcNode) -> Result<Arc<dyn Node>> {
+    Ok(Arc::new(node))
 }
 
 /// Where the node stands, waiting for one that is starting or catching up.

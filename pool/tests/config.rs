@@ -4,7 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use pool::config::{Config, ConfigError, LogFormat, NetworkName, NodeKind, NodeLogin, Secret};
+use pool::config::{
+    Config, ConfigError, HAS_IPC, LogFormat, NetworkName, NodeKind, NodeLogin, Secret,
+};
 
 const NO_ENV: [(&str, &str); 0] = [];
 const MAIN_ADDRESS: &str = "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq";
@@ -305,6 +307,20 @@ fn a_node_has_exactly_one_way_to_log_in() {
     ];
     for text in bad {
         assert!(login(text).is_err(), "{text:?} must be refused");
+    }
+}
+
+#[test]
+fn a_socket_of_the_nodes_is_refused_by_a_pool_that_cannot_speak_to_it() {
+    assert_eq!(Config::default().ipc_socket(), None);
+    let loaded = load("[node]\nipc_socket = \"/bitcoin/node.sock\"\n");
+    if HAS_IPC {
+        assert_eq!(loaded.unwrap().ipc_socket(), Some("/bitcoin/node.sock".into()));
+        return;
+    }
+    let refused = loaded.unwrap_err().to_string();
+    for word in ["node.ipc_socket", "/bitcoin/node.sock", "without the feature ipc"] {
+        assert!(refused.contains(word), "{refused}");
     }
 }
 
