@@ -54,7 +54,7 @@ pub struct PoolOptions {
     #[arg(long, default_value_t = 20_000)]
     pub shares: u64,
     /// Connections that are idle but for tips.
-    #[arg(long, default_value_t = 2_000)]
+    #[arg(long, default_value_t = 5_000)]
     pub idle_connections: usize,
     /// Tips of a round.
     #[arg(long, default_value_t = 10)]
@@ -270,11 +270,21 @@ impl<'a> Bench<'a> {
         let seen = report["tips"].as_array().context("no tips in the report")?;
         ensure!(seen.len() >= *tips as usize / 2, "{} tips were seen of {tips}", seen.len());
         let opened = count(&report, "opened")?;
-        for tip in seen {
-            ensure!(count(tip, "connections")? == opened, "a tip did not reach everybody: {tip}");
+        // Theirs sometimes leaves one of thousands untold. How long a tip took to everybody cannot be said
+        // then; its CPU time counts.
+        let whole = seen.iter().filter(|tip| count(tip, "connections").is_ok_and(|n| n == opened));
+        let whole: Vec<&Value> = whole.collect();
+        let lost = seen.len() - whole.len();
+        ensure!(
+            lost == 0 || (side == Side::Theirs && 2 * whole.len() >= seen.len()),
+            "{lost} of {} tips did not reach everybody",
+            seen.len()
+        );
+        if lost > 0 {
+            eprintln!("{side:?}: {lost} of {} tips did not reach everybody", seen.len());
         }
         let median = |name: &str, from_block: bool| -> Result<f64> {
-            let figures: Result<Vec<f64>> = seen
+            let figures: Result<Vec<f64>> = whole
                 .iter()
                 .map(|tip| {
                     let before = if from_block { count(tip, "block_to_first_ms")? } else { 0.0 };
