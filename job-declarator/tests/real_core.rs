@@ -121,10 +121,16 @@ fn spawn(exe: &str, dir: &tempfile::TempDir, port: u16) -> Child {
         .arg(format!("-rpcport={port}"))
         .args(["-rpcbind=127.0.0.1", "-rpcallowip=127.0.0.1", "-listen=0", "-connect=0"])
         .args(["-dnsseed=0", "-fallbackfee=0.0001", "-server=1"])
+        .args(has_socket(exe).then_some("-ipcbind=unix"))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .unwrap()
+}
+
+/// Of Core's programs one has the mining interface.
+fn has_socket(exe: &str) -> bool {
+    exe.ends_with("bitcoin-node")
 }
 
 /// Past the test harness, which swallows what a passing test prints.
@@ -419,4 +425,46 @@ async fn the_largest_embedded_block_is_valid() {
     assert!(weight.to_wu() > 3_000_000);
     assert_eq!(node.check_block(&block).await.unwrap(), Checked::Valid);
     is_accepted(&node, &block).await;
+}
+
+#[cfg(feature = "ipc")]
+#[tokio::test]
+async fn bitcoin_core_says_over_its_socket_what_it_says_by_rpc() {
+    use job_declarator::node::ipc::{IpcCheck, IpcTimes, WithIpc};
+
+    let Some(core) = Core::start("bitcoin_core_says_over_its_socket") else { return };
+    if !has_socket(&core.exe) {
+        say_loudly("checks over IPC: BITCOIND_EXE is no bitcoin-node");
+        return;
+    }
+    let socket = core.dir.path().join("regtest/node.sock");
+    let over_socket = |times| IpcCheck::start(socket.clone(), times).unwrap();
+    let node = core.node();
+    let dir = tempfile::tempdir().unwrap();
+    let options = EmbeddedOptions {
+        tx_count: 40,
+        block_hashes: 2,
+        data_dir: Some(dir.path().to_owned()),
+        ..EmbeddedOptions::default()
+    };
+    let chain = EmbeddedChain::new(options).unwrap();
+    for block in blocks_in(&dir) {
+        is_accepted(&node, &block).await;
+    }
+    let block = mine(&chain.next_template(None).await.unwrap(), 1);
+    let ipc = over_socket(IpcTimes::default());
+    assert_eq!(ipc.check(&block).await, Ok(Checked::Valid));
+    let weak = forge_header(&block, Grind::Missed, |_| {});
+    assert_eq!(ipc.check(&weak).await, Ok(Checked::Valid), "proof of work is not looked at");
+    for (word, change) in [bad_coinbases(), bad_transactions(), bad_headers()].concat() {
+        let bad = change(&block);
+        let by_rpc = node.check_block(&bad).await.unwrap();
+        assert_eq!(ipc.check(&bad).await, Ok(by_rpc), "{word}");
+    }
+    // What is no block Core answers with an exception, and the RPC is asked; the next goes over the socket again.
+    let times = IpcTimes { retry: Duration::ZERO, ..IpcTimes::default() };
+    let both = WithIpc::new(core.node(), over_socket(times));
+    refuses_what_is_bad(&both, &block).await;
+    is_accepted(&node, &block).await;
+    assert!(matches!(ipc.check(&block).await, Ok(Checked::NotOnTip(_))));
 }

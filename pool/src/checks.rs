@@ -30,13 +30,14 @@ use crate::library::{Known, LibraryHandle, Loose, Reader};
 use crate::limits::{
     AHEAD_WAIT_MAX, APPROVED_LEN_MAX, APPROVED_LEN_PER_HOUSEHOLD_MAX, CHECKS_MIN,
     NODE_CHECK_DEADLINE, NODE_CHECK_LONG, NODE_CHECKS_MAX, PROVIDING_MAX,
-    PROVIDING_PER_HOUSEHOLD_MAX, PROVIDING_WAIT_MAX, TAKEN_BODIES_MAX,
+    PROVIDING_PER_HOUSEHOLD_MAX, PROVIDING_WAIT_MAX, REST_FACTOR, REST_FACTOR_UNKNOWN,
+    TAKEN_BODIES_MAX,
 };
 use crate::metrics::Metrics;
 use crate::store::{DeclareMode, DeclaredRecord};
 use crate::templates::Published;
 use crate::tokens::{NoToken, TokensHandle};
-use crate::turns::{Held, Name, Room, Turn, Turns};
+use crate::turns::{Held, Name, Room, THING_OVERHEAD, Turn, Turns};
 
 /// A declaration that was approved: what may be mined, and what of it lasts.
 #[derive(Debug)]
@@ -420,7 +421,7 @@ impl Checks {
         let alone = 1_024
             + 2 * (coinbase.prefix.len() + coinbase.suffix.len())
             + (loose.len() + 1) * size_of::<Name>()
-            + supplied.iter().map(|one| one.bytes().len()).sum::<usize>();
+            + supplied.iter().map(|one| one.bytes().len() + THING_OVERHEAD).sum::<usize>();
         let list = job.body().map(|body| {
             // Where it lies, and that the library keeps which of it is loose.
             let each = size_of::<Arc<[u8]>>() + size_of::<Loose>();
@@ -437,8 +438,8 @@ impl Checks {
         job: Box<DeclaredJob>,
         tip: PrevHash,
     ) -> Result<Box<DeclaredJob>, Refused> {
-        let turn = timeout(NODE_CHECK_DEADLINE, self.verdicts.take(who.household)).await;
-        let turn = turn.map_err(|_| {
+        let turn = self.verdicts.take_within(who.household, NODE_CHECK_DEADLINE).await;
+        let turn = turn.ok_or_else(|| {
             let details = "too many declarations wait for the node".to_owned();
             (DeclareRefusal::TooMany, details)
         })?;
@@ -550,8 +551,8 @@ impl Checks {
     }
 }
 
-/// Asks the node for its verdict, and has the household rest if it took the node long over it: longer than
-/// since the last verdict, for until then it may have been another's block that it was at.
+/// Asks the node for its verdict, and has the household rest if it took the node long over it. What it took is
+/// counted from the last verdict on, for until then it may have been another's block that it was at.
 async fn ask_in_turn(
     node: Arc<dyn Node>,
     proposal: Vec<u8>,
@@ -563,12 +564,20 @@ async fn ask_in_turn(
     drop(proposal);
     let now = Instant::now();
     let mut last_ended = last_ended.lock().unwrap_or_else(PoisonError::into_inner);
-    let took = now - last_ended.replace(now).map_or(began, |last| last.max(began));
-    // A node that is away is nobody's doing.
-    if verdict.is_ok() && took > NODE_CHECK_LONG {
+    let took = now - last_ended.map_or(began, |last| last.max(began));
+    let beyond = took.saturating_sub(NODE_CHECK_LONG);
+    let rest = match verdict {
+        Ok(_) => {
+            *last_ended = Some(now);
+            beyond * REST_FACTOR
+        }
+        // It may be at the block still, or away, which is nobody's doing and mostly known at once.
+        Err(_) => beyond * REST_FACTOR_UNKNOWN,
+    };
+    if !rest.is_zero() {
         turn.rest();
         tokio::spawn(async move {
-            sleep(took * 9).await;
+            sleep(rest).await;
             drop(turn);
         });
     }

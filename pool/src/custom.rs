@@ -261,15 +261,14 @@ impl MinedJobs {
         self.tips.back_mut()
     }
 
-    fn keep(&mut self, mined: Mined) {
+    fn keep(&mut self, mined: Mined, mut open: impl Iterator<Item = DeclaredId>) {
         self.let_go(mined.channel);
         // It may be of a tip that this connection is to hear of; `follow` bounds how many there are.
         let Some(tip) = self.newest(mined.record.prev_hash) else { return };
         tip.jobs.push_back(mined);
         if tip.jobs.len() > CUSTOM_JOBS_KEPT {
-            // The open batch may have shares of it; the next tip tells.
-            let oldest = tip.jobs.pop_front();
-            self.owed.extend(oldest.map(|job| job.record));
+            let oldest = tip.jobs.pop_front().map(|job| job.record);
+            self.owed.extend(oldest.filter(|job| open.any(|id| id == job.id)));
         }
     }
 
@@ -353,8 +352,13 @@ impl CustomJobs {
         }
     }
 
-    /// Shares of a job may come from now on: its token is used up.
-    pub fn accepted(&mut self, accepted: &CustomAccepted, metrics: &Metrics) -> MiningJobToken {
+    /// Shares of a job may come from now on: its token is used up. `open` as in `follow`.
+    pub fn accepted(
+        &mut self,
+        accepted: &CustomAccepted,
+        open: impl Iterator<Item = DeclaredId>,
+        metrics: &Metrics,
+    ) -> MiningJobToken {
         self.accepted += 1;
         metrics.custom_job_answered("accepted");
         let mined = self.pending.take((accepted.channel, accepted.request_id));
@@ -363,7 +367,7 @@ impl CustomJobs {
             let (connection, job) = (self.connection, accepted.job_id.0);
             let mode = mode.as_str();
             debug!(connection, job, height, mode, factor_ppm, "custom job");
-            self.mined.keep(mined);
+            self.mined.keep(mined, open);
         }
         accepted.token
     }
@@ -467,8 +471,8 @@ mod tests {
     fn a_job_is_remembered_until_its_last_share_has_gone_to_the_ledger_however_many_tips_later() {
         let id = |number: u8| DeclaredId([number; 16]);
         let mut jobs = MinedJobs::default();
-        jobs.keep(mined(1, 1));
-        jobs.keep(mined(2, 1));
+        jobs.keep(mined(1, 1), std::iter::empty());
+        jobs.keep(mined(2, 1), std::iter::empty());
         for tip in 2..20 {
             // The store is away: the open batch grows, and has shares of the first job.
             jobs.follow([tip; 32], [id(1), id(1)].into_iter());
@@ -487,7 +491,7 @@ mod tests {
     fn a_job_for_a_tip_that_the_connection_is_to_hear_of_counts_among_the_tips() {
         let mut jobs = MinedJobs::default();
         for tip in 1..20 {
-            jobs.keep(mined(tip, tip));
+            jobs.keep(mined(tip, tip), std::iter::empty());
             jobs.follow([tip; 32], std::iter::empty());
             assert!(jobs.tips.len() <= CUSTOM_TIPS_KEPT);
             assert!(jobs.record(DeclaredId([tip; 16])).is_some());

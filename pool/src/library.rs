@@ -160,13 +160,14 @@ impl Follower {
             self.stocked.send_replace(true);
             let mut gone = self.entered.clone();
             tokio::select! {
-                changed = self.templates.changed() => if changed.is_err() {
-                    return;
-                },
+                biased;
                 // The next to come waits for what is mined then.
                 _ = gone.wait_for(|readers| *readers == 0) => {
                     self.stocked.send_replace(false);
                 }
+                changed = self.templates.changed() => if changed.is_err() {
+                    return;
+                },
             }
         }
     }

@@ -139,9 +139,12 @@ pub const TAKEN_BODIES_MAX: usize = 1_024;
 /// Checks at once take one core each, and where there is one core there are two turns: of these, too, a
 /// household has one fewer than there are.
 pub const CHECKS_MIN: usize = 2;
-/// A verdict that took the node longer keeps the household's turn, not that of all, nine times as long again:
-/// nobody has more than a tenth of the node's time.
+/// What a verdict takes the node beyond this keeps the household's turn, not that of all, ...
 pub const NODE_CHECK_LONG: Duration = Duration::from_secs(1);
+/// ... nine times as long again: of blocks that are long to check nobody has more than a tenth of the node's time.
+pub const REST_FACTOR: u32 = 9;
+/// The same where there was no verdict: the node may have been away.
+pub const REST_FACTOR_UNKNOWN: u32 = 2;
 /// A node that has not answered for so long does not: the declaration is refused as our fault. So is one whose
 /// turn at the node has not come.
 pub const NODE_CHECK_DEADLINE: Duration = Duration::from_secs(20);

@@ -481,9 +481,14 @@ impl Miner {
     /// Whoever has more hash rate loses more on an old tip: the large ones are told first. A receiver that was
     /// not asked yet tells at once what is mined now, so nothing is missed between the two.
     fn listen_as(&mut self, is_large: bool) {
-        if is_large != self.is_large {
+        if is_large == self.is_large {
+            return;
+        }
+        let templates = self.shared.calls.to(is_large);
+        // Amid a head start the others are a tip behind: nobody is told of it again.
+        if templates.borrow().tip_at >= self.tip_at {
             self.is_large = is_large;
-            self.templates = self.shared.calls.to(is_large);
+            self.templates = templates;
         }
     }
 
@@ -656,7 +661,8 @@ impl Miner {
                 }
                 Effect::CustomAccepted(accepted) => {
                     let Some(custom) = &mut self.custom else { continue };
-                    let token = custom.accepted(&accepted, &self.shared.metrics);
+                    let open = self.server.open_declared();
+                    let token = custom.accepted(&accepted, open, &self.shared.metrics);
                     custom.use_up(token).await;
                 }
             }

@@ -7,8 +7,10 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 /// So many at once, in all and from one household. Whoever finds none waits; the one who waits the longest
 /// is next. A clone is the same turns.
@@ -46,6 +48,15 @@ impl Turns {
         let of_household = acquire(&counter).await;
         let of_all = Some(acquire(&self.all).await);
         Turn { of_all, _of_household: of_household, _counter: counter }
+    }
+
+    /// As `take`; `None` if there is none of all within so long. How long it waits for its own household is
+    /// that one's doing.
+    pub async fn take_within(&self, household: IpAddr, limit: Duration) -> Option<Turn> {
+        let counter = self.counter(household);
+        let of_household = acquire(&counter).await;
+        let of_all = Some(timeout(limit, acquire(&self.all)).await.ok()?);
+        Some(Turn { of_all, _of_household: of_household, _counter: counter })
     }
 
     fn counter(&self, household: IpAddr) -> Arc<Semaphore> {
@@ -116,7 +127,7 @@ pub struct Held {
 
 /// Bytes that a thing costs beside itself: its row in two tables. Its name with each holder is the holder's
 /// own.
-const THING_OVERHEAD: usize = 160;
+pub const THING_OVERHEAD: usize = 160;
 
 impl Room {
     /// All of it free.

@@ -115,6 +115,8 @@ impl<N: Node> WithIpc<N> {
 
     async fn check(&self, block: &[u8]) -> Result<Checked, NodeError> {
         match self.ipc.check(block).await {
+            // Which the RPC knows at once, too; a socket of another node is always on another tip.
+            Ok(Checked::NotOnTip(_)) => self.node.check_block(block).await,
             Ok(checked) => Ok(checked),
             Err(why) => {
                 debug!(%why, "asking the RPC");
@@ -248,6 +250,9 @@ impl Asker {
         }
         // Whoever is told may not wait any more.
         let tell = |told| drop(answer.send(told));
+        if until <= Instant::now() {
+            return tell(Err(NoAnswer::Silent));
+        }
         let mut call = match self.connection(until).await {
             Ok(connection) => connection.check_block(&block),
             Err(why) => {

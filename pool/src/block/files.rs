@@ -122,7 +122,11 @@ pub(super) fn read(file: &Path) -> io::Result<Option<OnDisk>> {
     let hash = bitcoin::consensus::deserialize(&bytes)
         .ok()
         .map(|block: bitcoin::Block| block.block_hash().to_byte_array());
-    let note = read_note(&file.with_extension(NOTE))?;
+    let note = read_note(&file.with_extension(NOTE)).unwrap_or_else(|error| {
+        // The block goes its way without.
+        warn!(%error, file = %file.display(), "the note of a block was not read");
+        None
+    });
     if let Some(Note { block: record, job, .. }) = note.filter(|note| Some(note.block.hash) == hash)
     {
         return Ok(Some(OnDisk { record, bytes: Some(bytes), job }));
@@ -178,8 +182,8 @@ pub(super) fn move_to_settled(dir: &Path, file: &Path) -> io::Result<()> {
     let name = file.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     fs::rename(file, settled.join(name))?;
     let note = file.with_extension(NOTE);
-    if note.exists() {
-        fs::remove_file(note)?;
+    if let Some(name) = note.file_name().filter(|_| note.exists()) {
+        fs::rename(&note, settled.join(name))?;
     }
     let mut kept: Vec<_> = fs::read_dir(&settled)?.collect::<Result<_, _>>()?;
     if kept.len() > SETTLED_BLOCKS_KEPT {
@@ -242,6 +246,23 @@ mod tests {
         assert_eq!(unsettled(folder.path()).unwrap(), ([].into(), [file.clone()].into()));
         let read = read(&file).unwrap().unwrap();
         assert_eq!((read.record, read.bytes, read.job), (block().record, None, block().job));
+    }
+
+    #[test]
+    fn a_note_that_the_disk_does_not_give_keeps_no_block_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let genesis = bitcoin::constants::genesis_block(bitcoin::Network::Regtest);
+        let file = folder.path().join("1-x.block");
+        // Height 17, as BIP34 has it.
+        let mut block = genesis;
+        block.header.version = bitcoin::block::Version::from_consensus(4);
+        block.txdata[0].input[0].script_sig = bitcoin::ScriptBuf::from_bytes(vec![1, 17]);
+        fs::write(&file, bitcoin::consensus::serialize(&block)).unwrap();
+        // What can be opened and not read.
+        fs::create_dir(file.with_extension(NOTE)).unwrap();
+        assert!(read_note(&file.with_extension(NOTE)).is_err());
+        let read = read(&file).unwrap().unwrap();
+        assert_eq!((read.record.height, &*read.record.account), (17, "unknown"));
     }
 
     #[test]
