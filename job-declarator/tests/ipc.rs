@@ -1,5 +1,5 @@
 //! Claims about checks over IPC, against the server's side of the same schema and a mock of the RPC behind
-//! it. No real Bitcoin Core has been asked.
+//! it. Bitcoin Core itself is asked in `real_core.rs`.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // all of it is test
 

@@ -5,138 +5,19 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // all of it is test
 
 mod common;
+#[path = "common/core.rs"]
+mod core;
 
-use std::io::Write;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bitcoin::hashes::Hash;
 use bitcoin::{Amount, Block, CompactTarget};
-use bitcoincore_rpc::{Auth, Client, RpcApi};
 use common::{Grind, commit_to_witnesses, forge, forge_header, job, mine, mine_job};
+use core::{Core, NOBODY, has_socket, say_loudly};
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
-use job_declarator::node::rpc::{RpcAuth, RpcNode, RpcOptions, RpcTimes};
+use job_declarator::node::rpc::RpcNode;
 use job_declarator::node::{Checked, Node, NodeError, NodeTemplate, Submitted};
 use proto::job::JobId;
-use serde_json::{Value, json};
-
-/// Where blocks of nobody's wallet go.
-const NOBODY: &str = "bcrt1qqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqqdku202";
-
-struct Core {
-    exe: String,
-    dir: tempfile::TempDir,
-    port: u16,
-    child: Child,
-}
-
-impl Core {
-    /// `None`, and a loud word, without `BITCOIND_EXE`.
-    fn start(test: &str) -> Option<Self> {
-        let Ok(exe) = std::env::var("BITCOIND_EXE") else {
-            say_loudly(&format!("{test}: BITCOIND_EXE names no bitcoind"));
-            return None;
-        };
-        let dir = tempfile::tempdir().unwrap();
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        let child = spawn(&exe, &dir, port);
-        let core = Self { exe, dir, port, child };
-        core.wait_until_it_answers();
-        Some(core)
-    }
-
-    fn cookie(&self) -> PathBuf {
-        self.dir.path().join("regtest/.cookie")
-    }
-
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-
-    /// Our node, with the deadlines of production but for the probe.
-    fn node(&self) -> RpcNode {
-        let times = RpcTimes { probe: Duration::from_secs(2), ..RpcTimes::default() };
-        let auth = RpcAuth::CookieFile(self.cookie());
-        RpcNode::new(RpcOptions { url: self.url(), auth, times }).unwrap()
-    }
-
-    /// The test's own voice, apart from ours.
-    fn call(&self, method: &str, params: &[Value]) -> Result<Value, bitcoincore_rpc::Error> {
-        let auth = Auth::CookieFile(self.cookie());
-        Client::new(&self.url(), auth)?.call(method, params)
-    }
-
-    fn generate(&self, count: u32, address: &str) {
-        self.call("generatetoaddress", &[json!(count), json!(address)]).unwrap();
-    }
-
-    /// Transactions into the mempool; `false` if this Core was built without a wallet.
-    fn pay(&self, count: u32) -> bool {
-        if self.call("createwallet", &[json!("test")]).is_err()
-            && self.call("getwalletinfo", &[]).is_err()
-        {
-            return false;
-        }
-        let address = self.call("getnewaddress", &[]).unwrap();
-        // One ripe coin for each payment: chains of unconfirmed change are limited.
-        self.generate(100 + count, address.as_str().unwrap());
-        for _ in 0..count {
-            self.call("sendtoaddress", &[address.clone(), json!(0.01)]).unwrap();
-        }
-        true
-    }
-
-    fn wait_until_it_answers(&self) {
-        let start = Instant::now();
-        while self.call("getblockchaininfo", &[]).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(60), "bitcoind does not come up");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn stop(&mut self) {
-        self.call("stop", &[]).unwrap();
-        self.child.wait().unwrap();
-    }
-
-    fn start_again(&mut self) {
-        self.child = spawn(&self.exe, &self.dir, self.port);
-    }
-}
-
-impl Drop for Core {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn spawn(exe: &str, dir: &tempfile::TempDir, port: u16) -> Child {
-    Command::new(exe)
-        .arg("-regtest")
-        .arg(format!("-datadir={}", dir.path().display()))
-        .arg(format!("-rpcport={port}"))
-        .args(["-rpcbind=127.0.0.1", "-rpcallowip=127.0.0.1", "-listen=0", "-connect=0"])
-        .args(["-dnsseed=0", "-fallbackfee=0.0001", "-server=1"])
-        .args(has_socket(exe).then_some("-ipcbind=unix"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-/// Of Core's programs one has the mining interface.
-fn has_socket(exe: &str) -> bool {
-    exe.ends_with("bitcoin-node")
-}
-
-/// Past the test harness, which swallows what a passing test prints.
-fn say_loudly(skipped: &str) {
-    std::io::stderr().write_all(format!("\nSKIPPED {skipped}\n").as_bytes()).unwrap();
-}
 
 async fn ready(node: &RpcNode) -> NodeTemplate {
     let start = Instant::now();
@@ -437,7 +318,7 @@ async fn bitcoin_core_says_over_its_socket_what_it_says_by_rpc() {
         say_loudly("checks over IPC: BITCOIND_EXE is no bitcoin-node");
         return;
     }
-    let socket = core.dir.path().join("regtest/node.sock");
+    let socket = core.socket();
     let over_socket = |times| IpcCheck::start(socket.clone(), times).unwrap();
     let node = core.node();
     let dir = tempfile::tempdir().unwrap();
@@ -467,4 +348,5 @@ async fn bitcoin_core_says_over_its_socket_what_it_says_by_rpc() {
     refuses_what_is_bad(&both, &block).await;
     is_accepted(&node, &block).await;
     assert!(matches!(ipc.check(&block).await, Ok(Checked::NotOnTip(_))));
+    assert!(core.log().contains("Mining.checkBlock"));
 }

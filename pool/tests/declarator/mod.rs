@@ -211,6 +211,9 @@ pub(crate) fn with_transactions(template: &mut Template, transactions: Vec<Arc<[
 
 /// Transactions that no pool has seen: each spends the one before, the first the last of the template.
 pub(crate) fn unseen(template: &Template, count: usize) -> Vec<Transaction> {
+    if count == 0 {
+        return Vec::new();
+    }
     let last = template.known_transactions().last().unwrap();
     let mut previous: Transaction = bitcoin::consensus::deserialize(last).unwrap();
     let mut made = Vec::new();
