@@ -231,6 +231,16 @@ pub const DETAILS_MAX: usize = 1_024;
 /// of 4,000,000 holds no more.
 pub const DECLARED_TRANSACTIONS_MAX: usize = 16_666;
 
+// ---- declarators (spec chapter 6, the client's side) ----
+
+/// How long a declarator waits for a token or for the answer to a declaration. A pool holds a declaration for
+/// some seconds until its node has followed, and asks for transactions in between.
+pub const CLIENT_ANSWER_MAX_MS: u64 = 30_000;
+/// Declarations without an answer: as many as a pool of ours checks at once for one declarer.
+pub const CLIENT_DECLARATIONS_MAX: usize = DECLARATIONS_OPEN_MAX;
+/// Tokens in hand at most: a pool gives twenty at once and then twenty a minute.
+pub const CLIENT_TOKENS_MAX: usize = 8;
+
 // ---- jobs ----
 
 /// scriptSig of a coinbase, consensus limit.

@@ -1,6 +1,8 @@
-//! The job declaration protocol (spec chapter 6): `server` is the pool's side of one declarer's connection.
+//! The job declaration protocol (spec chapter 6): `server` is the pool's side of one declarer's connection,
+//! `client` the declarator's.
 //! What its task, the check of a declaration and tests name stands here.
 
+pub mod client;
 pub mod server;
 
 use std::sync::Arc;
