@@ -443,6 +443,7 @@ mod tests {
         let newest = CUSTOM_PENDING_MAX as u32;
         assert_eq!(pending.take((ChannelId(1), newest)), Some(newest));
     }
+
     fn mined(number: u8, tip: u8) -> Mined {
         let record = DeclaredRecord {
             id: DeclaredId([number; 16]),

@@ -43,20 +43,24 @@ impl Turns {
 
     /// Waits for a turn. Cancel safe.
     pub async fn take(&self, household: IpAddr) -> Turn {
-        let counter = self.counter(household);
-        // First its own: who waits behind his own household waits in nobody else's way.
-        let of_household = acquire(&counter).await;
-        let of_all = Some(acquire(&self.all).await);
-        Turn { of_all, _of_household: of_household, _counter: counter }
+        let mut turn = self.take_own(household).await;
+        turn.of_all = Some(acquire(&self.all).await);
+        turn
     }
 
     /// As `take`; `None` if there is none of all within so long. How long it waits for its own household is
     /// that one's doing.
     pub async fn take_within(&self, household: IpAddr, limit: Duration) -> Option<Turn> {
+        let mut turn = self.take_own(household).await;
+        turn.of_all = Some(timeout(limit, acquire(&self.all)).await.ok()?);
+        Some(turn)
+    }
+
+    /// First its own: who waits behind his own household waits in nobody else's way.
+    async fn take_own(&self, household: IpAddr) -> Turn {
         let counter = self.counter(household);
         let of_household = acquire(&counter).await;
-        let of_all = Some(timeout(limit, acquire(&self.all)).await.ok()?);
-        Some(Turn { of_all, _of_household: of_household, _counter: counter })
+        Turn { of_all: None, _of_household: of_household, _counter: counter }
     }
 
     fn counter(&self, household: IpAddr) -> Arc<Semaphore> {

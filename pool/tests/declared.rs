@@ -511,22 +511,7 @@ async fn a_declaration_one_block_ahead_of_our_node_is_held_until_it_follows() {
     let allocated = alice.allocate().await;
     let job = OwnJob::new(&rig.pool, &[], &allocated.script).await;
     // The job of the block after, which nobody can know but whose coinbase says so.
-    let mut ahead = job.clone();
-    let height = job.template.height + 1;
-    let template = Template {
-        height,
-        script_sig_prefix: bitcoin::script::Builder::new().push_int(i64::from(height)).into_bytes(),
-        coinbase_value_sats: job.template.coinbase_value_sats - fees_of(&job),
-        transactions: Some(Default::default()),
-        merkle_path: Vec::new(),
-        required_outputs: Vec::new(),
-        required_outputs_count: 0,
-        commits_to_witnesses: false,
-        ..job.template.clone()
-    };
-    let outputs =
-        vec![Output { sats: template.coinbase_value_sats, script: allocated.script.clone() }];
-    ahead = OwnJob::paying(template, ahead.shown, outputs);
+    let ahead = one_ahead(&job, &allocated.script);
     let request_id = alice.say_declaration(&allocated.token, &ahead).await;
     sleep(Duration::from_millis(200)).await;
     let (header, extranonce) = alice.grind(&job, true);
@@ -553,21 +538,7 @@ async fn an_undeclared_job_one_block_ahead_of_our_node_is_held_until_it_follows_
     let (header, extranonce) = alice.grind(&job, true);
     let block = job.block(&header, &extranonce);
     // What her node has mined on since: our node's next template, as it will be.
-    let height = job.template.height + 1;
-    let template = Template {
-        height,
-        script_sig_prefix: bitcoin::script::Builder::new().push_int(i64::from(height)).into_bytes(),
-        coinbase_value_sats: job.template.coinbase_value_sats - fees_of(&job),
-        transactions: Some(Default::default()),
-        merkle_path: Vec::new(),
-        required_outputs: Vec::new(),
-        required_outputs_count: 0,
-        commits_to_witnesses: false,
-        ..job.template.clone()
-    };
-    let outputs =
-        vec![Output { sats: template.coinbase_value_sats, script: allocated.script.clone() }];
-    let mut ahead = OwnJob::paying(template, job.shown.clone(), outputs);
+    let mut ahead = one_ahead(&job, &allocated.script);
     ahead.shown.prev_hash.hash = header.hash();
     let node = Arc::clone(&rig.pool.node);
     let follows = async {
@@ -584,6 +555,24 @@ async fn an_undeclared_job_one_block_ahead_of_our_node_is_held_until_it_follows_
     assert_eq!(refused, "stale-chain-tip");
     assert!(began.elapsed() >= AHEAD_WAIT_MAX, "it was not held");
     rig.stop().await;
+}
+
+/// An empty block's job, one above `job`'s; its tip is still that one's.
+fn one_ahead(job: &OwnJob, script: &[u8]) -> OwnJob {
+    let height = job.template.height + 1;
+    let sats = job.template.coinbase_value_sats - fees_of(job);
+    let template = Template {
+        height,
+        script_sig_prefix: bitcoin::script::Builder::new().push_int(i64::from(height)).into_bytes(),
+        coinbase_value_sats: sats,
+        transactions: Some(Default::default()),
+        merkle_path: Vec::new(),
+        required_outputs: Vec::new(),
+        required_outputs_count: 0,
+        commits_to_witnesses: false,
+        ..job.template.clone()
+    };
+    OwnJob::paying(template, job.shown.clone(), vec![Output { sats, script: script.to_vec() }])
 }
 
 fn fees_of(job: &OwnJob) -> u64 {

@@ -119,20 +119,18 @@ pub(super) fn read(file: &Path) -> io::Result<Option<OnDisk>> {
         };
     }
     let bytes = fs::read(file)?;
-    let hash = bitcoin::consensus::deserialize(&bytes)
-        .ok()
-        .map(|block: bitcoin::Block| block.block_hash().to_byte_array());
+    let Ok(block) = bitcoin::consensus::deserialize::<bitcoin::Block>(&bytes) else {
+        return set_aside(file, "not a block");
+    };
     let note = read_note(&file.with_extension(NOTE)).unwrap_or_else(|error| {
         // The block goes its way without.
         warn!(%error, file = %file.display(), "the note of a block was not read");
         None
     });
-    if let Some(Note { block: record, job, .. }) = note.filter(|note| Some(note.block.hash) == hash)
-    {
-        return Ok(Some(OnDisk { record, bytes: Some(bytes), job }));
-    }
-    match record_of(&bytes) {
-        Some(record) => Ok(Some(OnDisk { record, bytes: Some(bytes), job: None })),
+    let hash = block.block_hash().to_byte_array();
+    let noted = note.filter(|note| note.block.hash == hash).map(|note| (note.block, note.job));
+    match noted.or_else(|| Some((record_of(&block)?, None))) {
+        Some((record, job)) => Ok(Some(OnDisk { record, bytes: Some(bytes), job })),
         None => set_aside(file, "not a block"),
     }
 }
@@ -155,9 +153,8 @@ fn set_aside(file: &Path, why: &str) -> io::Result<Option<OnDisk>> {
     Ok(None)
 }
 
-/// All that the bytes say.
-fn record_of(bytes: &[u8]) -> Option<BlockRecord> {
-    let block: bitcoin::Block = bitcoin::consensus::deserialize(bytes).ok()?;
+/// All that the block itself says.
+fn record_of(block: &bitcoin::Block) -> Option<BlockRecord> {
     let outputs = &block.txdata.first()?.output;
     Some(BlockRecord {
         hash: block.block_hash().to_byte_array(),
