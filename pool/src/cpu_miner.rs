@@ -332,6 +332,11 @@ impl Miner {
                 debug!(sequence, code, "share refused");
             }
             Event::Reconnect { host, port } => return Ok(Some(Elsewhere { host, port })),
+            // Work that comes has the new prefix already; the others answer what this miner never asks.
+            Event::PrefixChanged(_)
+            | Event::CustomAccepted { .. }
+            | Event::CustomRefused { .. }
+            | Event::UpdateRefused { .. } => {}
             Event::SetupRefused { flags, code } => {
                 bail!("the pool refuses this client: {code} (flags {flags:#x})")
             }

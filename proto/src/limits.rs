@@ -86,6 +86,8 @@ pub const SHARES_AT_ONCE_MAX: usize = 64;
 /// Future jobs that a client keeps for one channel; above it the oldest goes. A server has a few per
 /// template change waiting at most, and a whole set is 2.4 MB at its largest.
 pub const CLIENT_FUTURE_JOBS_MAX: usize = 16;
+/// Requests for custom jobs of one client without an answer: as many as a pool of ours judges at once.
+pub const CLIENT_CUSTOM_REQUESTS_MAX: usize = CUSTOM_REQUESTS_MAX;
 /// Duplicate keys that a channel remembers under one tip. At 12 shares a minute this is 60 days; when a
 /// flood fills it the channel stops adding and the ledger, which knows every proof, stays the judge.
 pub const SEEN_SHARES_MAX: usize = 1 << 20;

@@ -1,6 +1,7 @@
-//! A miner's end of one mining connection: setup, extensions, one channel, its jobs and its shares.
-//! Driven by the pool's built-in CPU miner, the benches and the tests of the server; whoever drives it
-//! owns the socket, the clock and the hashing.
+//! A miner's end of one mining connection: setup, extensions, one channel, its jobs and its shares. A
+//! declarator's too, who selects his own work and has it promised (SetCustomMiningJob).
+//! Driven by the declarator, the pool's built-in CPU miner, the benches and the tests of the server; whoever
+//! drives it owns the socket, the clock and the hashing.
 //!
 //! It must never trust the server with order or size: a message that may not come now is a `Violation`,
 //! and what it keeps is bounded. Rules C1 to C11 of the protocol notes are its half of the bargain.
@@ -12,20 +13,21 @@ use thiserror::Error;
 
 use crate::connection::Violation;
 use crate::job::{HeaderFields, JobId};
-use crate::limits::{CLIENT_FUTURE_JOBS_MAX, VERSION_ROLLING_MASK};
+use crate::limits::{CLIENT_CUSTOM_REQUESTS_MAX, CLIENT_FUTURE_JOBS_MAX, VERSION_ROLLING_MASK};
 use crate::message::{
     CloseChannel, EXTENSION_WORKER_HASHRATE, Message, NewExtendedMiningJob, NewMiningJob,
     OpenExtendedMiningChannel, OpenExtendedMiningChannelSuccess, OpenMiningChannelError,
     OpenStandardMiningChannel, OpenStandardMiningChannelSuccess, Protocol, Reconnect,
-    RequestExtensions, RequestExtensionsError, RequestExtensionsSuccess, SetExtranoncePrefix,
-    SetGroupChannel, SetNewPrevHash, SetTarget, SetupConnection, SetupConnectionError,
-    SetupConnectionSuccess, SubmitSharesError, SubmitSharesExtended, SubmitSharesStandard,
-    SubmitSharesSuccess, TLV_WORKER_USER_IDENTITY, Tlvs, setup_flags, write_tlv,
+    RequestExtensions, RequestExtensionsError, RequestExtensionsSuccess, SetCustomMiningJob,
+    SetCustomMiningJobError, SetCustomMiningJobSuccess, SetExtranoncePrefix, SetGroupChannel,
+    SetNewPrevHash, SetTarget, SetupConnection, SetupConnectionError, SetupConnectionSuccess,
+    SubmitSharesError, SubmitSharesExtended, SubmitSharesStandard, SubmitSharesSuccess,
+    TLV_WORKER_USER_IDENTITY, Tlvs, UpdateChannel, setup_flags, write_tlv,
 };
 use crate::mining::ChannelId;
 use crate::target::Target;
 use crate::template::{PrevHash, merkle_root};
-use crate::wire::{B032, Seq064K, Str0255};
+use crate::wire::{B032, B064K, B0255, Seq064K, Seq0255U256, Str0255};
 
 /// The one version of the protocol there is.
 const PROTOCOL_VERSION: u16 = 2;
@@ -119,6 +121,30 @@ pub enum Event {
         target: Target,
         /// Bytes to roll; 0 on a standard channel.
         extranonce_size: usize,
+        /// What the server puts before them.
+        extranonce_prefix: B032,
+    },
+    /// Jobs that come from now on have this before the rolled bytes (rule P51). Custom jobs that are promised
+    /// keep theirs.
+    PrefixChanged(B032),
+    /// A custom job is promised: shares may name it.
+    CustomAccepted {
+        /// As `custom_job` gave it.
+        request_id: u32,
+        /// Its name on the connection.
+        job_id: JobId,
+    },
+    /// A custom job is not.
+    CustomRefused {
+        /// As `custom_job` gave it.
+        request_id: u32,
+        /// Printable.
+        code: String,
+    },
+    /// The server does not like what `update` said of the channel.
+    UpdateRefused {
+        /// Printable.
+        code: String,
     },
     /// No channel: refused by the server, or not asked for because the server said it would (rule C4).
     OpenRefused {
@@ -174,6 +200,43 @@ pub enum NotSubmitted {
     ExtranonceSize,
 }
 
+/// A custom job that was not asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum NotAsked {
+    /// No channel is open, or its setup did not say that work is selected here.
+    #[error("no channel that jobs are asked for on")]
+    NoChannel,
+    /// `CLIENT_CUSTOM_REQUESTS_MAX` have no answer.
+    #[error("too many requests have no answer")]
+    TooMany,
+    /// Longer than a message takes.
+    #[error("a job that no message holds")]
+    NoMessage,
+}
+
+/// A job of one's own on the present tip, as SetCustomMiningJob says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnWork<'a> {
+    /// From AllocateMiningJobToken.Success or from DeclareMiningJob.Success.
+    pub token: &'a [u8],
+    /// Header version before rolling.
+    pub version: u32,
+    /// The tip; its `min_ntime` is where hashing starts.
+    pub tip: PrevHash,
+    /// nVersion of the coinbase.
+    pub coinbase_tx_version: u32,
+    /// scriptSig before the extranonce.
+    pub coinbase_prefix: &'a [u8],
+    /// nSequence of the coinbase's input.
+    pub coinbase_sequence: u32,
+    /// CompactSize count and outputs, as declared (rule JC4).
+    pub coinbase_outputs: &'a [u8],
+    /// nLockTime of the coinbase.
+    pub coinbase_locktime: u32,
+    /// Siblings of the coinbase, deepest first.
+    pub merkle_path: &'a [[u8; 32]],
+}
+
 /// A found share, for `Client::submit`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Found {
@@ -211,6 +274,17 @@ pub struct Work {
     /// Bytes to roll; 0 on a standard channel.
     pub extranonce_size: usize,
     root: Root,
+}
+
+/// What the merkle root of an extended job is made of, around the rolled bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkCoinbase<'a> {
+    /// Up to the rolled bytes, the server's part of the extranonce included.
+    pub head: &'a [u8],
+    /// Behind them.
+    pub tail: &'a [u8],
+    /// Siblings of the coinbase, deepest first.
+    pub path: &'a [[u8; 32]],
 }
 
 /// Where a merkle root comes from.
@@ -268,6 +342,15 @@ impl Work {
         self.min_ntime.saturating_add(u32::try_from(elapsed_s).unwrap_or(u32::MAX))
     }
 
+    /// The coinbase of an extended job before and behind the rolled bytes, txid form, with its merkle path.
+    #[must_use]
+    pub fn coinbase(&self) -> Option<WorkCoinbase<'_>> {
+        match &self.root {
+            Root::Fixed(_) => None,
+            Root::Coinbase { head, tail, path } => Some(WorkCoinbase { head, tail, path }),
+        }
+    }
+
     /// A hash at or below this is a block.
     #[must_use]
     pub fn network_target(&self) -> Target {
@@ -299,6 +382,9 @@ struct Channel {
     future: Vec<FutureJob>,
     work: Option<Arc<Work>>,
     last_sequence: u32,
+    /// Requests for custom jobs without an answer, at most `CLIENT_CUSTOM_REQUESTS_MAX`.
+    asked: Vec<u32>,
+    last_request: u32,
 }
 
 #[derive(Debug)]
@@ -376,14 +462,36 @@ impl Client {
         found: Found,
         out: &mut Vec<u8>,
     ) -> Result<u32, NotSubmitted> {
-        let State::Open(channel) = &mut self.state else { return Err(NotSubmitted::NoChannel) };
-        if channel.id != work.channel.0 {
-            return Err(NotSubmitted::NoChannel);
+        match &self.state {
+            State::Open(channel) if channel.id == work.channel.0 => {}
+            State::Open(_)
+            | State::Fresh
+            | State::AwaitSetup
+            | State::AwaitExtensions
+            | State::AwaitOpen
+            | State::Closed => return Err(NotSubmitted::NoChannel),
         }
+        let worker = std::mem::take(&mut self.options.worker);
+        let submitted = self.submit_for(&worker, work.job_id, found, out);
+        self.options.worker = worker;
+        submitted
+    }
+
+    /// Sends a share of any job of the channel, found by `worker`: a proxy's, behind whose channel are many.
+    /// The name goes along where extension 0x0002 was agreed on (rule E7).
+    pub fn submit_for(
+        &mut self,
+        worker: &str,
+        job: JobId,
+        found: Found,
+        out: &mut Vec<u8>,
+    ) -> Result<u32, NotSubmitted> {
+        let names_worker = self.worker_names;
+        let State::Open(channel) = &mut self.state else { return Err(NotSubmitted::NoChannel) };
         if found.extranonce.len() != channel.extranonce_size {
             return Err(NotSubmitted::ExtranonceSize);
         }
-        let (channel_id, job_id) = (channel.id, work.job_id.0);
+        let (channel_id, job_id) = (channel.id, job.0);
         let Found { nonce, ntime, version, extranonce } = found;
         // Four billion shares are 680 years at 12 a minute; the last number then stays.
         channel.last_sequence = channel.last_sequence.saturating_add(1);
@@ -407,18 +515,64 @@ impl Client {
                 version,
                 extranonce,
             })
-            .encode_with(out, |out| self.write_worker(out)),
+            .encode_with(out, |out| {
+                if names_worker {
+                    write_worker(worker, out);
+                }
+            }),
         }
         Ok(sequence_number)
     }
 
-    /// Rule E7: with 0x0002 agreed on every extended share names its worker, without it none does.
-    fn write_worker(&self, out: &mut Vec<u8>) {
-        if self.worker_names {
-            let name = self.options.worker.as_bytes();
-            let name = &name[..name.len().min(crate::limits::WORKER_TLV_MAX)];
-            write_tlv(EXTENSION_WORKER_HASHRATE, TLV_WORKER_USER_IDENTITY, name, out);
+    /// Asks the server to promise a job of one's own; the request's number. The answer is an event.
+    pub fn custom_job(&mut self, own: &OwnWork<'_>, out: &mut Vec<u8>) -> Result<u32, NotAsked> {
+        if !self.selects_work() {
+            return Err(NotAsked::NoChannel);
         }
+        let State::Open(channel) = &mut self.state else { return Err(NotAsked::NoChannel) };
+        if channel.asked.len() >= CLIENT_CUSTOM_REQUESTS_MAX {
+            return Err(NotAsked::TooMany);
+        }
+        let no_message = |_| NotAsked::NoMessage;
+        let request_id = channel.last_request.wrapping_add(1);
+        let custom = SetCustomMiningJob {
+            channel_id: channel.id,
+            request_id,
+            mining_job_token: B0255::new(own.token).map_err(no_message)?,
+            version: own.version,
+            prev_hash: own.tip.hash,
+            min_ntime: own.tip.min_ntime,
+            nbits: own.tip.nbits,
+            coinbase_tx_version: own.coinbase_tx_version,
+            coinbase_prefix: B0255::new(own.coinbase_prefix).map_err(no_message)?,
+            coinbase_tx_input_sequence: own.coinbase_sequence,
+            coinbase_tx_outputs: B064K::new(own.coinbase_outputs).map_err(no_message)?,
+            coinbase_tx_locktime: own.coinbase_locktime,
+            merkle_path: Seq0255U256::new(own.merkle_path).map_err(no_message)?,
+        };
+        Message::from(custom).encode(out);
+        channel.last_request = request_id;
+        channel.asked.push(request_id);
+        Ok(request_id)
+    }
+
+    /// Says how fast the channel's miners are now, H/s. No answer means yes (rule P14).
+    pub fn update(&mut self, nominal_hash_rate: f32, out: &mut Vec<u8>) {
+        let maximum_target = self.options.max_target.to_le_bytes();
+        let State::Open(channel) = &self.state else { return };
+        let channel_id = channel.id;
+        Message::from(UpdateChannel { channel_id, nominal_hash_rate, maximum_target }).encode(out);
+    }
+
+    /// Whether jobs are this end's to make.
+    fn selects_work(&self) -> bool {
+        self.options.flags & setup_flags::REQUIRES_WORK_SELECTION != 0
+    }
+
+    /// Whether shares say who found them (extension 0x0002).
+    #[must_use]
+    pub fn names_workers(&self) -> bool {
+        self.worker_names
     }
 
     /// A message came at `now_ms`; answers are appended to `out`. After a `Violation` the connection is
@@ -438,6 +592,12 @@ impl Client {
             Message::OpenStandardMiningChannelSuccess(success) => self.opened_standard(success),
             Message::OpenExtendedMiningChannelSuccess(success) => self.opened_extended(success),
             Message::OpenMiningChannelError(error) => self.open_refused(error),
+            // Some servers send their own work to those who select theirs, too.
+            Message::NewExtendedMiningJob(_) | Message::SetNewPrevHash(_)
+                if self.selects_work() =>
+            {
+                self.channel().map(|_| None)
+            }
             Message::NewMiningJob(job) => self.standard_job(now_ms, job),
             Message::NewExtendedMiningJob(job) => self.extended_job(now_ms, job),
             Message::SetNewPrevHash(tip) => self.channel()?.new_prev_hash(now_ms, tip),
@@ -456,10 +616,12 @@ impl Client {
                 Ok(None)
             }
             Message::Reconnect(reconnect) => self.reconnect(reconnect),
-            // Never asked: the first is an answer to UpdateChannel, the others to custom jobs.
-            Message::UpdateChannelError(_)
-            | Message::SetCustomMiningJobSuccess(_)
-            | Message::SetCustomMiningJobError(_) => Err(Violation::Unexpected(message.name())),
+            Message::UpdateChannelError(error) => {
+                self.channel()?.expect_mine(error.channel_id)?;
+                Ok(Some(Event::UpdateRefused { code: error.error_code.printable() }))
+            }
+            Message::SetCustomMiningJobSuccess(success) => self.channel()?.custom_accepted(success),
+            Message::SetCustomMiningJobError(error) => self.channel()?.custom_refused(error),
             // A client's own messages, and other protocols' altogether.
             Message::SetupConnection(_)
             | Message::OpenStandardMiningChannel(_)
@@ -626,8 +788,11 @@ impl Client {
             future: Vec::new(),
             work: None,
             last_sequence: 0,
+            asked: Vec::new(),
+            last_request: REQUEST_ID,
         });
-        Ok(Some(Event::Opened { channel: ChannelId(id), target, extranonce_size }))
+        let channel = ChannelId(id);
+        Ok(Some(Event::Opened { channel, target, extranonce_size, extranonce_prefix }))
     }
 
     fn open_refused(&mut self, error: OpenMiningChannelError<'_>) -> Handled {
@@ -787,7 +952,27 @@ impl Channel {
         in_order(set.channel_id == self.id, "SetExtranoncePrefix for another channel")?;
         in_order(set.extranonce_prefix.len() + self.extranonce_size <= 32, LONG_EXTRANONCE)?;
         self.extranonce_prefix = set.extranonce_prefix;
-        Ok(None)
+        Ok(Some(Event::PrefixChanged(set.extranonce_prefix)))
+    }
+
+    fn custom_accepted(&mut self, success: SetCustomMiningJobSuccess) -> Handled {
+        let SetCustomMiningJobSuccess { channel_id, request_id, job_id } = success;
+        self.custom_answered(channel_id, request_id)?;
+        Ok(Some(Event::CustomAccepted { request_id, job_id: JobId(job_id) }))
+    }
+
+    fn custom_refused(&mut self, error: SetCustomMiningJobError<'_>) -> Handled {
+        let request_id = error.request_id;
+        self.custom_answered(error.channel_id, request_id)?;
+        Ok(Some(Event::CustomRefused { request_id, code: error.error_code.printable() }))
+    }
+
+    fn custom_answered(&mut self, channel: u32, request_id: u32) -> Result<(), Violation> {
+        let at = self.asked.iter().position(|asked| *asked == request_id);
+        let at = at.filter(|_| channel == self.id);
+        let at = at.ok_or(Violation::Unexpected("an answer to no custom job"))?;
+        self.asked.remove(at);
+        Ok(())
     }
 
     fn acknowledged(&self, success: SubmitSharesSuccess) -> Handled {
@@ -813,6 +998,12 @@ impl Channel {
 }
 
 type Handled = Result<Option<Event>, Violation>;
+
+/// Rule E7: with 0x0002 agreed on every extended share names its worker, without it none does.
+fn write_worker(name: &str, out: &mut Vec<u8>) {
+    let name = &name.as_bytes()[..name.floor_char_boundary(crate::limits::WORKER_TLV_MAX)];
+    write_tlv(EXTENSION_WORKER_HASHRATE, TLV_WORKER_USER_IDENTITY, name, out);
+}
 
 /// A target that no hash meets, or one easier than the client asked for, is no target (rules P4, P16).
 fn acceptable(target: [u8; 32], max_target: Target) -> Result<Target, Violation> {

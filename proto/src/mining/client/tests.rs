@@ -667,3 +667,135 @@ fn a_found_nonce_meets_the_target_and_the_search_goes_on_behind_it() {
     assert_eq!(hits, all.collect::<Vec<u32>>());
     assert!(hits.len() > 20, "about half of 90");
 }
+
+fn selecting() -> Link {
+    let kind = ChannelKind::Extended { min_extranonce_size: 4 };
+    let mut options = ClientOptions::new(kind, "alice");
+    options.flags |= setup_flags::REQUIRES_WORK_SELECTION;
+    options.extensions = vec![EXTENSION_WORKER_HASHRATE];
+    let mut link = Link::new(options);
+    link.tell(success(0)).unwrap();
+    let supported_extensions = Seq064K::new(&[[2, 0]]).unwrap();
+    link.tell(RequestExtensionsSuccess { request_id: 1, supported_extensions }).unwrap();
+    link.tell(opened_extended()).unwrap();
+    link.out.clear();
+    link
+}
+
+fn own_work(token: &[u8]) -> OwnWork<'_> {
+    OwnWork {
+        token,
+        version: 0x2000_0000,
+        tip: PrevHash { hash: [3; 32], nbits: 0x207f_ffff, min_ntime: 1_000 },
+        coinbase_tx_version: 2,
+        coinbase_prefix: &[1, 7, 24],
+        coinbase_sequence: 5,
+        coinbase_outputs: &[0],
+        coinbase_locktime: 6,
+        merkle_path: &[],
+    }
+}
+
+fn refused_custom(request_id: u32) -> SetCustomMiningJobError<'static> {
+    let error_code = Str0255::text("stale-chain-tip");
+    SetCustomMiningJobError { channel_id: CHANNEL, request_id, error_code }
+}
+
+#[test]
+fn a_custom_job_is_asked_for_in_its_own_words_and_answered_once_jc4() {
+    let mut link = selecting();
+    let first = link.client.custom_job(&own_work(&[8; 16]), &mut link.out).unwrap();
+    let second = link.client.custom_job(&own_work(&[9; 16]), &mut link.out).unwrap();
+    let mut asked = Vec::new();
+    link.sent(|message, _| {
+        let Message::SetCustomMiningJob(custom) = message else { panic!("{message:?}") };
+        assert_eq!((custom.channel_id, custom.min_ntime), (CHANNEL, 1_000));
+        assert_eq!((custom.prev_hash, custom.coinbase_tx_locktime), ([3; 32], 6));
+        asked.push((custom.request_id, custom.mining_job_token.as_slice()[0]));
+    });
+    assert_eq!(asked, [(first, 8), (second, 9)]);
+
+    let yes = SetCustomMiningJobSuccess { channel_id: CHANNEL, request_id: second, job_id: 77 };
+    let accepted = Event::CustomAccepted { request_id: second, job_id: JobId(77) };
+    assert_eq!(link.tell(yes), Ok(Some(accepted)));
+    assert!(violates(link.tell(yes)), "it was answered");
+    let code = "stale-chain-tip".to_owned();
+    let refused = Event::CustomRefused { request_id: first, code };
+    assert_eq!(link.tell(refused_custom(first)), Ok(Some(refused)));
+    assert!(violates(link.tell(refused_custom(second + 1))), "it was never asked");
+}
+
+#[test]
+fn requests_for_custom_jobs_without_an_answer_are_bounded() {
+    let mut link = selecting();
+    let mut ids = Vec::new();
+    for _ in 0..CLIENT_CUSTOM_REQUESTS_MAX {
+        ids.push(link.client.custom_job(&own_work(&[8; 16]), &mut link.out).unwrap());
+    }
+    let again = link.client.custom_job(&own_work(&[8; 16]), &mut link.out);
+    assert_eq!(again, Err(NotAsked::TooMany));
+    link.tell(refused_custom(ids[0])).unwrap();
+    assert!(link.client.custom_job(&own_work(&[8; 16]), &mut link.out).is_ok());
+    let long = link.client.custom_job(&own_work(&[8; 256]), &mut link.out);
+    assert_eq!(long, Err(NotAsked::TooMany));
+    link.tell(refused_custom(ids[1])).unwrap();
+    let long = link.client.custom_job(&own_work(&[8; 256]), &mut link.out);
+    assert_eq!(long, Err(NotAsked::NoMessage));
+}
+
+#[test]
+fn only_a_connection_that_selects_work_asks_for_a_custom_job_jc8() {
+    let mut link = Link::extended().open();
+    let asked = link.client.custom_job(&own_work(&[8; 16]), &mut link.out);
+    assert_eq!(asked, Err(NotAsked::NoChannel));
+    let mut early = Link::new(selecting().client.options);
+    early.out.clear();
+    let asked = early.client.custom_job(&own_work(&[8; 16]), &mut early.out);
+    assert_eq!(asked, Err(NotAsked::NoChannel));
+    assert!(early.out.is_empty());
+}
+
+#[test]
+fn the_servers_own_work_means_nothing_to_who_selects_his() {
+    let mut link = selecting();
+    assert_eq!(link.job(1, None), Ok(None));
+    assert_eq!(link.tell(tip(1, 1)), Ok(None));
+    assert_eq!(link.client.work(), None);
+}
+
+#[test]
+fn each_share_names_its_own_worker_e7() {
+    let mut link = selecting();
+    let extranonce = B032::new(&[7; 16]).unwrap();
+    let found = Found { nonce: 1, ntime: 2, version: 3, extranonce };
+    let long = format!("{}é", "x".repeat(31));
+    for worker in ["bitaxe", "", &long] {
+        link.client.submit_for(worker, JobId(9), found, &mut link.out).unwrap();
+    }
+    let mut seen = Vec::new();
+    link.sent(|message, tlvs| {
+        let Message::SubmitSharesExtended(share) = message else { panic!("{message:?}") };
+        let name = tlvs.worker().unwrap().unwrap().to_vec();
+        seen.push((share.sequence_number, share.job_id, String::from_utf8(name).unwrap()));
+    });
+    let names = ["bitaxe".to_owned(), String::new(), "x".repeat(31)];
+    let wanted: Vec<_> = (1..).zip(names).map(|(sequence, name)| (sequence, 9, name)).collect();
+    assert_eq!(seen, wanted);
+    let short = Found { extranonce: B032::new(&[7; 15]).unwrap(), ..found };
+    let refused = link.client.submit_for("a", JobId(9), short, &mut link.out);
+    assert_eq!(refused, Err(NotSubmitted::ExtranonceSize));
+}
+
+#[test]
+fn a_new_rate_is_told_and_only_a_refusal_answers_p14() {
+    let mut link = selecting();
+    link.client.update(5e12, &mut link.out);
+    link.sent(|message, _| {
+        let Message::UpdateChannel(update) = message else { panic!("{message:?}") };
+        assert_eq!((update.channel_id, update.nominal_hash_rate), (CHANNEL, 5e12));
+    });
+    let error_code = Str0255::text("max-target-out-of-range");
+    let refused = link.tell(UpdateChannelError { channel_id: CHANNEL, error_code });
+    let code = "max-target-out-of-range".to_owned();
+    assert_eq!(refused, Ok(Some(Event::UpdateRefused { code })));
+}
