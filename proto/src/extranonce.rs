@@ -1,54 +1,119 @@
 //! Search space. A channel's extranonce is a prefix that we choose and, on an extended channel, bytes
-//! that the client rolls; together always `EXTRANONCE_LEN`. Called by `mining::server`.
+//! that the client rolls; together always `EXTRANONCE_LEN`. Called by `mining::server`, and by `job`, which
+//! puts the two together.
 //!
-//! A prefix is node id, start epoch, channel number. The number only counts up and the epoch is new at
-//! each start, so no two channels ever share search space: not on one connection, not across pool
+//! A pool's prefix is node id, start epoch, channel number. The number only counts up and the epoch is new
+//! at each start, so no two channels ever share search space: not on one connection, not across pool
 //! nodes, not across restarts (rule P8). Nothing is given back, so there is no lease to get wrong.
+//!
+//! In a house a channel has its number alone. What comes before it is the job's (`Job::for_house`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::limits::{EXTRANONCE_LEN, EXTRANONCE_PREFIX_LEN};
+use crate::limits::{
+    EXTRANONCE_LEN, EXTRANONCE_PREFIX_LEN, EXTRANONCE_ROLLABLE_LEN, HOUSE_LEAD_LEN,
+    HOUSE_PREFIX_LEN, HOUSE_ROLLABLE_LEN,
+};
 
 /// A full extranonce: the server's part and the client's.
 pub type Extranonce = [u8; EXTRANONCE_LEN];
 
+/// Who says what in a full extranonce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Layout {
+    /// The channel's prefix 8, rolled 16.
+    Pool,
+    /// The job's lead 12, the channel's prefix 4, rolled 8.
+    House,
+}
+
+impl Layout {
+    /// Bytes that are the job's and stand in the coinbase prefix that devices are sent.
+    #[must_use]
+    pub const fn lead_len(self) -> usize {
+        match self {
+            Self::Pool => 0,
+            Self::House => HOUSE_LEAD_LEN,
+        }
+    }
+
+    /// Bytes that an extended channel may roll.
+    #[must_use]
+    pub const fn rollable_len(self) -> usize {
+        match self {
+            Self::Pool => EXTRANONCE_ROLLABLE_LEN,
+            Self::House => HOUSE_ROLLABLE_LEN,
+        }
+    }
+}
+
 /// The server's part of a channel's extranonce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ExtranoncePrefix([u8; EXTRANONCE_PREFIX_LEN]);
+pub enum ExtranoncePrefix {
+    /// Node id 2, epoch 2, channel number 4, each big-endian.
+    Pool([u8; EXTRANONCE_PREFIX_LEN]),
+    /// The channel number, big-endian.
+    House([u8; HOUSE_PREFIX_LEN]),
+}
 
 impl ExtranoncePrefix {
-    /// The 8 bytes: node id, epoch, channel number, each big-endian.
+    /// As an extended channel is told it.
     #[must_use]
-    pub fn as_bytes(&self) -> &[u8; EXTRANONCE_PREFIX_LEN] {
-        &self.0
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Pool(bytes) => bytes,
+            Self::House(bytes) => bytes,
+        }
     }
 
-    /// From bytes kept in the store.
+    /// A pool's, from bytes kept in the store.
     #[must_use]
     pub fn from_bytes(bytes: [u8; EXTRANONCE_PREFIX_LEN]) -> Self {
-        Self(bytes)
+        Self::Pool(bytes)
     }
 
-    /// The full extranonce with the client's part behind the prefix. `None` if that part is not
-    /// exactly `EXTRANONCE_ROLLABLE_LEN` bytes (rule P44).
+    /// The layout that it is a part of.
     #[must_use]
-    pub fn followed_by(&self, rolled: &[u8]) -> Option<Extranonce> {
-        let mut full = [0; EXTRANONCE_LEN];
-        let (head, tail) = full.split_at_mut(EXTRANONCE_PREFIX_LEN);
-        if tail.len() != rolled.len() {
-            return None;
+    pub const fn layout(&self) -> Layout {
+        match self {
+            Self::Pool(_) => Layout::Pool,
+            Self::House(_) => Layout::House,
         }
-        head.copy_from_slice(&self.0);
-        tail.copy_from_slice(rolled);
+    }
+
+    /// The full extranonce with the client's part behind the prefix, a house's still without its lead:
+    /// zeros (`Job::extranonce` puts it there). `None` if the client's part has not exactly the length
+    /// that was granted (rule P44).
+    #[must_use]
+    #[inline]
+    pub fn followed_by(&self, rolled: &[u8]) -> Option<Extranonce> {
+        let mut full = self.standard();
+        match self {
+            Self::Pool(_) => {
+                let rolled: &[u8; EXTRANONCE_ROLLABLE_LEN] = rolled.try_into().ok()?;
+                full[EXTRANONCE_LEN - EXTRANONCE_ROLLABLE_LEN..].copy_from_slice(rolled);
+            }
+            Self::House(_) => {
+                let rolled: &[u8; HOUSE_ROLLABLE_LEN] = rolled.try_into().ok()?;
+                full[EXTRANONCE_LEN - HOUSE_ROLLABLE_LEN..].copy_from_slice(rolled);
+            }
+        }
         Some(full)
     }
 
-    /// The one extranonce of a standard channel: the prefix and zeros.
+    /// The one extranonce of a standard channel: the prefix and zeros, a house's still without its lead
+    /// (`Job::standard_extranonce`).
     #[must_use]
+    #[inline]
     pub fn standard(&self) -> Extranonce {
         let mut full = [0; EXTRANONCE_LEN];
-        full[..EXTRANONCE_PREFIX_LEN].copy_from_slice(&self.0);
+        match self {
+            Self::Pool(prefix) => full[..EXTRANONCE_PREFIX_LEN].copy_from_slice(prefix),
+            Self::House(prefix) => {
+                full[HOUSE_LEAD_LEN..][..HOUSE_PREFIX_LEN].copy_from_slice(prefix);
+            }
+        }
         full
     }
 }
@@ -57,9 +122,15 @@ impl ExtranoncePrefix {
 /// that only grows.
 #[derive(Debug, Clone)]
 pub struct ExtranonceAllocator {
-    node: u16,
-    epoch: u16,
+    origin: Origin,
     next: Arc<AtomicU32>,
+}
+
+/// What stands before a channel's number.
+#[derive(Debug, Clone, Copy)]
+enum Origin {
+    Pool { node: u16, epoch: u16 },
+    House,
 }
 
 impl ExtranonceAllocator {
@@ -67,7 +138,23 @@ impl ExtranonceAllocator {
     /// blocks found then could still be mined (the store counts starts).
     #[must_use]
     pub fn new(node: u16, epoch: u16) -> Self {
-        Self { node, epoch, next: Arc::new(AtomicU32::new(0)) }
+        Self { origin: Origin::Pool { node, epoch }, next: Arc::default() }
+    }
+
+    /// For the devices in a house, whose jobs are all of `Job::for_house`. One for all of them: their
+    /// numbers alone keep them apart.
+    #[must_use]
+    pub fn for_house() -> Self {
+        Self { origin: Origin::House, next: Arc::default() }
+    }
+
+    /// The layout of what is handed out.
+    #[must_use]
+    pub const fn layout(&self) -> Layout {
+        match self.origin {
+            Origin::Pool { .. } => Layout::Pool,
+            Origin::House => Layout::House,
+        }
     }
 
     /// A prefix that nobody else has. `None` after 2^32 - 1 channels since the start: then opens are
@@ -77,12 +164,18 @@ impl ExtranonceAllocator {
         let number = self
             .next
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| number.checked_add(1))
-            .ok()?;
-        let mut prefix = [0; EXTRANONCE_PREFIX_LEN];
-        prefix[..2].copy_from_slice(&self.node.to_be_bytes());
-        prefix[2..4].copy_from_slice(&self.epoch.to_be_bytes());
-        prefix[4..].copy_from_slice(&number.to_be_bytes());
-        Some(ExtranoncePrefix(prefix))
+            .ok()?
+            .to_be_bytes();
+        Some(match self.origin {
+            Origin::Pool { node, epoch } => {
+                let mut prefix = [0; EXTRANONCE_PREFIX_LEN];
+                prefix[..2].copy_from_slice(&node.to_be_bytes());
+                prefix[2..4].copy_from_slice(&epoch.to_be_bytes());
+                prefix[4..].copy_from_slice(&number);
+                ExtranoncePrefix::Pool(prefix)
+            }
+            Origin::House => ExtranoncePrefix::House(number),
+        })
     }
 }
 
@@ -121,5 +214,21 @@ mod tests {
             assert!(prefix.followed_by(&vec![7; wrong]).is_none());
         }
         assert_eq!(prefix.standard(), prefix.followed_by(&[0; 16]).unwrap());
+    }
+
+    #[test]
+    fn a_house_gives_numbers_alone_and_half_as_much_to_roll_p44() {
+        let allocator = ExtranonceAllocator::for_house();
+        assert_eq!(allocator.allocate().unwrap().as_bytes(), [0, 0, 0, 0]);
+        let prefix = allocator.clone().allocate().unwrap();
+        assert_eq!(prefix.as_bytes(), [0, 0, 0, 1]);
+        assert_eq!((prefix.layout(), allocator.layout()), (Layout::House, Layout::House));
+        let full = prefix.followed_by(&[7; 8]).unwrap();
+        assert_eq!(full[..12], [0; 12], "the job's lead comes here");
+        assert_eq!(full[12..], [0, 0, 0, 1, 7, 7, 7, 7, 7, 7, 7, 7]);
+        for wrong in [0, 7, 9, 16, 32] {
+            assert!(prefix.followed_by(&vec![7; wrong]).is_none());
+        }
+        assert_eq!(prefix.standard(), prefix.followed_by(&[0; 8]).unwrap());
     }
 }

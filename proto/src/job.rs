@@ -1,13 +1,17 @@
 //! Work for miners, immutable once built and shared by `Arc`: the coinbase around the extranonce, the
 //! merkle path, and what is computed once so that a share costs little. Called by whoever makes work
-//! (`pool/templates.rs`) and by `mining::server`, which gives it an id on each connection.
+//! (a pool's templates, a house's declarator) and by `mining::server`, which gives it an id on each
+//! connection.
 //!
 //! A job knows nothing of connections, targets or tips: those freeze around it in a channel.
 
 use std::sync::Arc;
 
-use crate::extranonce::Extranonce;
-use crate::limits::{FRAME_HEADER_LEN, JOB_PAYLOAD_UNKNOWN_DEVICE_MAX};
+use crate::extranonce::{Extranonce, ExtranoncePrefix, Layout};
+use crate::limits::{
+    COINBASE_SCRIPT_SIG_AT, FRAME_HEADER_LEN, HOUSE_LEAD_LEN, HOUSE_NUMBER_LEN, HOUSE_PREFIX_LEN,
+    HOUSE_ROLLABLE_LEN, JOB_PAYLOAD_UNKNOWN_DEVICE_MAX, MERKLE_PATH_MAX, SCRIPT_SIG_MAX,
+};
 use crate::message::{FrameHeader, Message, NewExtendedMiningJob};
 use crate::sha256::{CoinbaseFields, CoinbaseHasher, Kernel};
 use crate::template::{
@@ -24,21 +28,32 @@ pub struct JobId(pub u32);
 #[derive(Debug, Clone)]
 pub struct Job {
     work: Arc<Work>,
-    /// nSequence of the coinbase input.
-    sequence: u32,
+    /// What stands where `Work::number_at` says.
+    number: u32,
 }
 
 /// What all jobs of one template and payout share.
 #[derive(Debug)]
 struct Work {
     template: Arc<Template>,
+    /// Around the full extranonce.
     coinbase: CoinbaseParts,
-    /// Where nSequence stands in the suffix; `None` where the coinbase is not ours to change.
-    sequence_at: Option<usize>,
+    number_at: NumberAt,
     /// All that can be hashed before an extranonce is known; its number is 0.
     hasher: CoinbaseHasher,
     /// What extended channels are sent.
     encoded: Encoded,
+}
+
+/// Where a coinbase is ours to change, so that the jobs of one work differ.
+#[derive(Debug, Clone, Copy)]
+enum NumberAt {
+    /// Nowhere.
+    Nothing,
+    /// nSequence, which the suffix starts with.
+    Sequence,
+    /// The end of a house's lead, behind these bytes of it.
+    Lead([u8; HOUSE_LEAD_LEN - HOUSE_NUMBER_LEN]),
 }
 
 /// What everybody mines now: published to every connection at once, immutable.
@@ -100,38 +115,127 @@ impl Job {
         tag: &[u8],
     ) -> Result<Self, CoinbaseError> {
         let coinbase = template.coinbase(outputs, tag)?;
-        Ok(Self::of(template, coinbase, Some(0)))
+        let (encoded, sequence) = (Encoded::new(&template, &coinbase), template.coinbase_sequence);
+        Ok(Self::of(template, coinbase, encoded, NumberAt::Sequence, sequence))
     }
 
     /// Work on a coinbase that exists already and stays as it is: a declared one, or a real block's in
     /// a test. At most `MERKLE_PATH_MAX` branches, parts of at most 65,535 bytes.
     #[must_use]
     pub fn from_parts(template: Arc<Template>, coinbase: CoinbaseParts) -> Self {
-        Self::of(template, coinbase, None)
+        let encoded = Encoded::new(&template, &coinbase);
+        Self::of(template, coinbase, encoded, NumberAt::Nothing, 0)
     }
 
-    fn of(template: Arc<Template>, coinbase: CoinbaseParts, sequence_at: Option<usize>) -> Self {
+    /// Work for the devices in a house (`ExtranonceAllocator::for_house`) on a coinbase that a pool takes.
+    /// Between prefix and suffix belong a device's number and what it rolls, 12 bytes; the prefix has all
+    /// that comes before, also the pool's own extranonce_prefix and what of the extranonce is left unused.
+    /// Its last 4 bytes are the job's number, whatever they are here: to the pool it is rolled like the
+    /// device's 12, and of a declared coinbase nothing else is ours to change.
+    ///
+    /// Credit tells jobs apart by their template's id. Jobs of two pools on one template need two ids.
+    ///
+    /// # Errors
+    /// The number would not stand in scriptSig, the whole is longer than consensus, a job message or
+    /// devices take.
+    pub fn for_house(
+        template: Arc<Template>,
+        coinbase: CoinbaseParts,
+    ) -> Result<Self, CoinbaseError> {
+        let CoinbaseParts { mut prefix, suffix } = coinbase;
+        let before_number = prefix.len().saturating_sub(HOUSE_NUMBER_LEN);
+        if before_number < COINBASE_SCRIPT_SIG_AT {
+            return Err(CoinbaseError::NoLead(prefix.len()));
+        }
+        let script_sig =
+            prefix.len() - COINBASE_SCRIPT_SIG_AT + HOUSE_PREFIX_LEN + HOUSE_ROLLABLE_LEN;
+        if script_sig > SCRIPT_SIG_MAX {
+            return Err(CoinbaseError::ScriptSig(script_sig));
+        }
+        if suffix.len() > 65_535 {
+            return Err(CoinbaseError::TooLong(suffix.len()));
+        }
+        if template.merkle_path.len() > MERKLE_PATH_MAX {
+            return Err(CoinbaseError::MerklePath(template.merkle_path.len()));
+        }
+        // Devices are sent the lead with the prefix; all else here has it in the full extranonce.
+        let sent = CoinbaseParts { prefix: prefix.clone(), suffix: suffix.clone() };
+        let encoded = Encoded::new(&template, &sent);
+        let mut lead = [0; HOUSE_LEAD_LEN - HOUSE_NUMBER_LEN];
+        let lead_at = prefix.len() - HOUSE_LEAD_LEN;
+        lead.copy_from_slice(&prefix[lead_at..before_number]);
+        prefix.truncate(lead_at);
+        let coinbase = CoinbaseParts { prefix, suffix };
+        Ok(Self::of(template, coinbase, encoded, NumberAt::Lead(lead), 0))
+    }
+
+    fn of(
+        template: Arc<Template>,
+        coinbase: CoinbaseParts,
+        encoded: Encoded,
+        number_at: NumberAt,
+        number: u32,
+    ) -> Self {
         let path = &template.merkle_path;
         let hasher = CoinbaseHasher::new(&coinbase.prefix, &coinbase.suffix, path);
-        let encoded = Encoded::new(&template, &coinbase);
-        let sequence = template.coinbase_sequence;
-        let work = Work { template, coinbase, sequence_at, hasher, encoded };
-        Self { work: Arc::new(work), sequence }
+        let work = Work { template, coinbase, number_at, hasher, encoded };
+        Self { work: Arc::new(work), number }
     }
 
     /// The same work in a header space of its own: `number` becomes the coinbase's nSequence, which
-    /// means nothing in a coinbase (0xffffffff, which BIP54 forbids, is not reached).
+    /// means nothing in a coinbase (0xffffffff, which BIP54 forbids, is not reached), or in a house the
+    /// end of the job's lead.
     ///
     /// No two jobs of a channel may share a header. A client that could name either of two for the same
     /// hash, or wait for the second, would pick the difficulty that pays most for what it already
-    /// found. A coinbase that is not ours to change (a declared one) stays as it is.
+    /// found. A coinbase that is not ours to change (a declared one at the pool) stays as it is.
     #[must_use]
     pub fn numbered(&self, number: JobId) -> Self {
-        let sequence = match self.work.sequence_at {
-            Some(_) => number.0 & 0x7fff_ffff,
-            None => self.sequence,
+        let number = match self.work.number_at {
+            NumberAt::Nothing => self.number,
+            NumberAt::Sequence => number.0 & 0x7fff_ffff,
+            NumberAt::Lead(_) => number.0,
         };
-        Self { work: Arc::clone(&self.work), sequence }
+        Self { work: Arc::clone(&self.work), number }
+    }
+
+    /// Whose channels it is for.
+    #[must_use]
+    pub fn layout(&self) -> Layout {
+        match self.work.number_at {
+            NumberAt::Nothing | NumberAt::Sequence => Layout::Pool,
+            NumberAt::Lead(_) => Layout::House,
+        }
+    }
+
+    /// The full extranonce of an extended channel that rolled `rolled`. `None` if that has not the length
+    /// that was granted, or if the channel is of the other layout, which would be our mistake.
+    #[must_use]
+    #[inline]
+    pub fn extranonce(&self, prefix: &ExtranoncePrefix, rolled: &[u8]) -> Option<Extranonce> {
+        self.led(prefix, prefix.followed_by(rolled)?)
+    }
+
+    /// The full extranonce of a standard channel. `None` if it is of the other layout.
+    #[must_use]
+    #[inline]
+    pub fn standard_extranonce(&self, prefix: &ExtranoncePrefix) -> Option<Extranonce> {
+        self.led(prefix, prefix.standard())
+    }
+
+    /// A channel's extranonce with what of it is the job's.
+    #[inline]
+    fn led(&self, prefix: &ExtranoncePrefix, mut full: Extranonce) -> Option<Extranonce> {
+        match (prefix, &self.work.number_at) {
+            (ExtranoncePrefix::Pool(_), NumberAt::Nothing | NumberAt::Sequence) => Some(full),
+            (ExtranoncePrefix::House(_), NumberAt::Lead(lead)) => {
+                full[..lead.len()].copy_from_slice(lead);
+                full[lead.len()..HOUSE_LEAD_LEN].copy_from_slice(&self.number.to_be_bytes());
+                Some(full)
+            }
+            (ExtranoncePrefix::Pool(_), NumberAt::Lead(_))
+            | (ExtranoncePrefix::House(_), NumberAt::Nothing | NumberAt::Sequence) => None,
+        }
     }
 
     /// Made of the same template and payout, whatever their numbers: the very same object, not equal
@@ -147,20 +251,25 @@ impl Job {
         &self.work.template
     }
 
-    /// Coinbase prefix and suffix, txid form.
+    /// Coinbase prefix and suffix, txid form, around the full extranonce. In a house the prefix ends
+    /// before the job's lead, which is the extranonce's first half.
     #[must_use]
     pub fn coinbase(&self) -> CoinbaseParts {
         let mut parts = self.work.coinbase.clone();
-        if let Some(at) = self.work.sequence_at {
-            parts.suffix[at..at + 4].copy_from_slice(&self.sequence.to_le_bytes());
+        if let NumberAt::Sequence = self.work.number_at {
+            parts.suffix[..4].copy_from_slice(&self.number.to_le_bytes());
         }
         parts
     }
 
-    /// nSequence of the coinbase input: what tells the jobs of one template apart (`numbered`).
+    /// nSequence of the coinbase input: what tells the pool's jobs of one template apart (`numbered`). A
+    /// house's jobs have one in common, and their number in each proof's extranonce.
     #[must_use]
     pub fn coinbase_sequence(&self) -> u32 {
-        self.sequence
+        match self.work.number_at {
+            NumberAt::Sequence => self.number,
+            NumberAt::Nothing | NumberAt::Lead(_) => self.work.template.coinbase_sequence,
+        }
     }
 
     /// Header version before rolling.
@@ -192,7 +301,10 @@ impl Job {
     /// What makes the coinbase one of this job's and its miner's.
     #[must_use]
     pub fn coinbase_fields(&self, extranonce: Extranonce) -> CoinbaseFields {
-        let sequence = self.work.sequence_at.map(|_| self.sequence);
+        let sequence = match self.work.number_at {
+            NumberAt::Sequence => Some(self.number),
+            NumberAt::Nothing | NumberAt::Lead(_) => None,
+        };
         CoinbaseFields { extranonce, sequence }
     }
 
@@ -249,7 +361,7 @@ impl Job {
         min_ntime: Option<u32>,
         frames: &mut Vec<u8>,
     ) {
-        let Work { encoded, coinbase, sequence_at, .. } = &*self.work;
+        let Work { encoded, coinbase, number_at, .. } = &*self.work;
         let ntime_len = min_ntime.map_or(0, |_| 4);
         let header = FrameHeader { length: 9 + ntime_len + encoded.tail.len(), ..encoded.header };
         frames.reserve(FRAME_HEADER_LEN + header.length);
@@ -261,11 +373,14 @@ impl Job {
             frames.extend_from_slice(&min_ntime.to_le_bytes());
         }
         frames.extend_from_slice(&encoded.tail);
-        // The suffix is the message's last field.
-        if let Some(at) = sequence_at {
-            let at = frames.len() - coinbase.suffix.len() + at;
-            frames[at..at + 4].copy_from_slice(&self.sequence.to_le_bytes());
-        }
+        // The suffix is the message's last field; before it come its length and the prefix.
+        let suffix_at = frames.len() - coinbase.suffix.len();
+        let (number_at, number) = match number_at {
+            NumberAt::Nothing => return,
+            NumberAt::Sequence => (suffix_at, self.number.to_le_bytes()),
+            NumberAt::Lead(_) => (suffix_at - 2 - HOUSE_NUMBER_LEN, self.number.to_be_bytes()),
+        };
+        frames[number_at..][..number.len()].copy_from_slice(&number);
     }
 }
 
@@ -288,11 +403,11 @@ impl Encoded {
             version: template.version,
             version_rolling_allowed: true,
             merkle_path: Seq0255U256::new(&template.merkle_path)
-                .expect("Template::coinbase refuses paths above MERKLE_PATH_MAX"),
+                .expect("whoever makes a job refuses paths above MERKLE_PATH_MAX"),
             coinbase_tx_prefix: B064K::new(&coinbase.prefix)
-                .expect("Template::coinbase bounds the prefix by SCRIPT_SIG_MAX"),
+                .expect("whoever makes a job bounds the prefix by SCRIPT_SIG_MAX"),
             coinbase_tx_suffix: B064K::new(&coinbase.suffix)
-                .expect("Template::coinbase refuses a suffix above 65,535 bytes"),
+                .expect("whoever makes a job refuses a suffix above 65,535 bytes"),
         });
         message.encode(&mut frame);
         let (extension_type, msg_type) = message.kind();

@@ -71,6 +71,22 @@ pub const EXTRANONCE_LEN: usize = EXTRANONCE_PREFIX_LEN + EXTRANONCE_ROLLABLE_LE
 pub const EXTRANONCE_PREFIX_LEN: usize = 8;
 /// What an extended channel may roll. SRI's declarator asks for 10, SRI's pool grants 16.
 pub const EXTRANONCE_ROLLABLE_LEN: usize = 16;
+/// In a house, what of the full extranonce is the job's: the end of its coinbase prefix, where the prefix of
+/// the pool that is mined at stands. So another pool is another job, and a device's own prefix stays, which
+/// most firmware cannot change.
+pub const HOUSE_LEAD_LEN: usize = 12;
+/// The last bytes of a lead are the job's number: a declared coinbase has no other room for one.
+pub const HOUSE_NUMBER_LEN: usize = 4;
+/// A device's own prefix in a house: its channel number. Nodes and starts need none, since the pool's
+/// prefix before it is new for each connection to the pool.
+pub const HOUSE_PREFIX_LEN: usize = 4;
+/// What a device in a house may roll: 2^64 coinbases, each of 2^48 headers that version and nonce make.
+pub const HOUSE_ROLLABLE_LEN: usize = 8;
+/// What a declarator needs to roll on its channel at a pool: the job's number, the channel's and what the
+/// device rolled. All of it is in a proof.
+pub const HOUSE_EXTRANONCE_LEN: usize = HOUSE_NUMBER_LEN + HOUSE_PREFIX_LEN + HOUSE_ROLLABLE_LEN;
+/// A coinbase up to its scriptSig: version 4, input count 1, outpoint 36, length of the script 1.
+pub const COINBASE_SCRIPT_SIG_AT: usize = 42;
 /// Jobs that a channel keeps under one prev_hash besides the newest. A device may still be hashing the
 /// previous job when a new one arrives; 16 accept its shares for 16 s at one template a second.
 pub const PAST_JOBS_MAX: usize = 16;
@@ -255,6 +271,10 @@ pub const MERKLE_PATH_MAX: usize = 20;
 
 const _: () = assert!(ACT_TWO_LEN == 64 + (64 + MAC_LEN) + (CERTIFICATE_LEN + MAC_LEN));
 const _: () = assert!(EXTRANONCE_LEN <= 32);
+const _: () = assert!(HOUSE_LEAD_LEN + HOUSE_PREFIX_LEN + HOUSE_ROLLABLE_LEN == EXTRANONCE_LEN);
+const _: () = assert!(HOUSE_EXTRANONCE_LEN == EXTRANONCE_ROLLABLE_LEN);
+const _: () = assert!(HOUSE_NUMBER_LEN == size_of::<u32>() && HOUSE_PREFIX_LEN == size_of::<u32>());
+const _: () = assert!(HOUSE_LEAD_LEN < COINBASE_SCRIPT_SIG_AT + HOUSE_NUMBER_LEN);
 const _: () = assert!((CREDIT_BATCH_WAITING_MAX as u128) << DIFFICULTY_LOG2_MAX < u64::MAX as u128);
 const _: () = assert!(EXTRANONCE_LEN + 1 < SCRIPT_SIG_MAX);
 const _: () = assert!(STALE_JOBS_MAX <= PAST_JOBS_MAX);

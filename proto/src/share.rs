@@ -152,10 +152,11 @@ impl<'a> Submitted<'a> {
         let (merkle_root, extranonce) = match (&claim.rolled, job.merkle_root) {
             (None, Some(root)) => (root, None),
             (Some(rolled), None) => {
-                let full = job.prefix.followed_by(rolled.as_slice());
+                let full = job.job.extranonce(&job.prefix, rolled.as_slice());
                 ([0; 32], Some(full.ok_or(Refusal::BadExtranonceSize)?))
             }
-            // The other kind of channel's message: the server looks before it asks.
+            // The other kind of channel's message: the server looks before it asks. Or a job of the
+            // other layout, which has no root on this channel.
             (None, None) | (Some(_), Some(_)) => return Err(Refusal::InvalidChannelId),
         };
         let header = HeaderFields {
@@ -213,7 +214,9 @@ impl<'a> Submitted<'a> {
                 nonce: header.nonce,
                 ntime: header.ntime,
                 version: header.version,
-                rolled: extranonce.map_or([0; EXTRANONCE_ROLLABLE_LEN], rolled_of),
+                rolled: extranonce
+                    .or_else(|| standard_in_house(job))
+                    .map_or([0; EXTRANONCE_ROLLABLE_LEN], rolled_of),
                 difficulty,
                 is_block,
             })
@@ -222,7 +225,16 @@ impl<'a> Submitted<'a> {
     }
 }
 
-/// What the client added to the prefix.
+/// Of a standard channel in a house, whose extranonce is not all zeros to the pool.
+#[inline]
+fn standard_in_house(job: &FrozenJob<'_>) -> Option<Extranonce> {
+    match job.prefix {
+        ExtranoncePrefix::Pool(_) => None,
+        ExtranoncePrefix::House(_) => job.job.standard_extranonce(&job.prefix),
+    }
+}
+
+/// What the client added to the pool's prefix. A house is the client of the pool that it mines at.
 fn rolled_of(extranonce: Extranonce) -> [u8; EXTRANONCE_ROLLABLE_LEN] {
     let mut rolled = [0; EXTRANONCE_ROLLABLE_LEN];
     rolled.copy_from_slice(&extranonce[EXTRANONCE_PREFIX_LEN..]);
@@ -320,7 +332,8 @@ pub struct Proof {
     pub ntime: u32,
     /// As submitted: the full header version.
     pub version: u32,
-    /// What the client rolled; zeros on a standard channel.
+    /// What the client rolled; zeros on a standard channel. In a house what the pool sees rolled: number
+    /// of the job, number of the channel, and what the device rolled (zeros on a standard channel).
     pub rolled: [u8; EXTRANONCE_ROLLABLE_LEN],
     /// What the share is worth: the difficulty of the job's target, or the least there is for a block
     /// that missed it.

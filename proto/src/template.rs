@@ -99,6 +99,9 @@ pub enum CoinbaseError {
     /// Prefix and suffix travel as B0_64K.
     #[error("a coinbase of {0} bytes does not fit a job message")]
     TooLong(usize),
+    /// A house's job has its number in scriptSig (`Job::for_house`).
+    #[error("a coinbase prefix of {0} bytes has no room for a job's number in its scriptSig")]
+    NoLead(usize),
     /// A path of more branches than devices take.
     #[error("a merkle path of {0} branches")]
     MerklePath(usize),

@@ -6,7 +6,7 @@
 
 use ruint::aliases::U256;
 
-use crate::extranonce::ExtranoncePrefix;
+use crate::extranonce::{Extranonce, ExtranoncePrefix};
 use crate::job::{Job, JobId};
 use crate::limits::PAST_JOBS_MAX;
 use crate::mining::given::{Given, GivenJobs, Tip};
@@ -101,12 +101,18 @@ impl Channel {
         }
     }
 
-    /// The merkle root that a standard channel mines of `job`; nothing on an extended one.
-    pub(super) fn root_of(&self, job: &Job) -> Option<[u8; 32]> {
+    /// The one extranonce that a standard channel mines of `job`. None on an extended channel, and none of
+    /// a job of the other layout: such a job is not said and its shares are refused.
+    pub(super) fn standard_extranonce(&self, job: &Job) -> Option<Extranonce> {
         match self.kind {
-            Kind::Standard => Some(job.merkle_root(&self.prefix.standard())),
+            Kind::Standard => job.standard_extranonce(&self.prefix),
             Kind::Extended => None,
         }
+    }
+
+    /// The merkle root that comes of it.
+    pub(super) fn root_of(&self, job: &Job) -> Option<[u8; 32]> {
+        Some(job.merkle_root(&self.standard_extranonce(job)?))
     }
 
     /// Keeps the root that a standard channel was just told.

@@ -1,12 +1,14 @@
 //! A chain that exists only as templates: tips, full templates, and the empty next one that is sent
 //! ahead. Transactions are real enough for the `bitcoin` crate to read.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use proto::job::{ActiveTemplate, Job};
 use proto::template::{Output, PrevHash, Template, TemplateId, merkle_path, merkle_root, sha256d};
 
 use super::START_S;
+use super::house::{AtPool, Promised};
 
 /// Difficulty 1: a test never meets it.
 pub const HARD_NBITS: u32 = 0x1d00_ffff;
@@ -28,10 +30,23 @@ pub struct Chain {
     pub min_ntime: u32,
     next_template: u64,
     active: Arc<ActiveTemplate>,
+    /// Where jobs are mined at from the next on; `None` in the pool itself.
+    pub house: Option<AtPool>,
+    /// What the pool has of a house's jobs.
+    pub promised: HashMap<TemplateId, Promised>,
 }
 
 impl Chain {
     pub fn new(nbits: u32) -> Self {
+        Self::of(nbits, None)
+    }
+
+    /// Templates that a house mines at a pool.
+    pub fn in_house(nbits: u32, at: AtPool) -> Self {
+        Self::of(nbits, Some(at))
+    }
+
+    fn of(nbits: u32, house: Option<AtPool>) -> Self {
         let mut chain = Self {
             nbits,
             transactions: 3,
@@ -48,6 +63,8 @@ impl Chain {
                 ),
                 next: None,
             }),
+            house,
+            promised: HashMap::new(),
         };
         chain.publish(true);
         chain
@@ -110,7 +127,11 @@ impl Chain {
         let outputs: Vec<Output> = (0..self.outputs)
             .map(|at| Output { sats: share + if at == 0 { rest } else { 0 }, ..output(at as u8) })
             .collect();
-        Job::new(Arc::new(template), &outputs, TAG).unwrap()
+        let template = Arc::new(template);
+        let Some(house) = &self.house else { return Job::new(template, &outputs, TAG).unwrap() };
+        let (job, promised) = house.job(Arc::clone(&template), &outputs);
+        self.promised.insert(template.id, promised);
+        job
     }
 
     fn template(&mut self, height: u32, transactions: usize) -> Template {

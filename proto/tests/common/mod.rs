@@ -12,6 +12,7 @@
 pub mod chain;
 pub mod client;
 pub mod custom;
+pub mod house;
 pub mod said;
 
 use std::collections::HashSet;
@@ -33,6 +34,7 @@ use proto::wire::Str0255;
 pub use chain::{Chain, HARD_NBITS, REGTEST_NBITS};
 pub use client::{Client, Share};
 pub use custom::{Custom, worth};
+pub use house::{AtPool, Promised};
 pub use said::{JobBody, Said, decode};
 
 /// Unix seconds at which every link starts.

@@ -35,6 +35,7 @@ pub fn run(data: &[u8]) {
         }
         Err(CoinbaseError::MerklePath(count)) => assert!(count > MERKLE_PATH_MAX),
         Err(CoinbaseError::TooLong(length)) => assert!(length > 65_535),
+        Err(CoinbaseError::NoLead(_)) => panic!("only a house's jobs have a lead"),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Fuzz harness of the mining server as a state machine: bytes become operations (channels opened and
 //! closed, shares good, bad, replayed, stale and early, templates, tips that come back, custom jobs asked
-//! for and judged in any order, commits in any order, time), and after each the invariants are asserted. Run by `tests/fuzz_mining_ops.rs` on fixed
-//! seeds and by the cargo-fuzz target of the same name; needs nothing but `proto`.
+//! for and judged in any order, commits in any order, time), of a pool's server or a house's, and
+//! after each the invariants are asserted. Run by `tests/fuzz_mining_ops.rs` on fixed seeds and by the
+//! cargo-fuzz target of the same name; needs nothing but `proto`.
 //!
 //! `common::Client` checks what is said; here stands what is kept: every share is answered once, every
 //! proof is credited once and worth what it shows, every batch is acknowledged once.
@@ -16,12 +17,15 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use common::client::Work;
-use common::{ANY_TARGET, Chain, Custom, HARD_NBITS, Ledger, Link, REGTEST_NBITS, Said, Share};
+use common::{
+    ANY_TARGET, AtPool, Chain, Custom, HARD_NBITS, Ledger, Link, REGTEST_NBITS, Said, Share,
+};
 use proto::connection::Violation;
+use proto::extranonce::{ExtranonceAllocator, ExtranoncePrefix};
 use proto::job::{ActiveTemplate, HeaderFields};
 use proto::limits::{
     BLOCKS_SENT_MAX, CREDIT_BATCH_WAITING_MAX, DIFFICULTY_LOG2_MAX, EARLY_SHARE_WAIT_MS,
-    VARDIFF_CHECK_MS,
+    HOUSE_NUMBER_LEN, VARDIFF_CHECK_MS,
 };
 use proto::message::{Message, Received, Tlvs, setup_flags};
 use proto::mining::server::{CustomAccepted, Effect, Input, Policy};
@@ -108,7 +112,7 @@ impl World {
     fn new(data: &mut Bytes<'_>) -> Self {
         let switches = data.u8();
         let on = |bit: u8| switches & (1 << bit) != 0;
-        let chain = Chain::new(if on(0) { REGTEST_NBITS } else { HARD_NBITS });
+        let nbits = if on(0) { REGTEST_NBITS } else { HARD_NBITS };
         let policy = Policy {
             shares_per_minute: if on(1) { 12.0 } else { 1e9 },
             floor: Difficulty::from_log2(if on(2) { -28 } else { -32 }),
@@ -119,7 +123,13 @@ impl World {
         let flags =
             [0, 0, setup_flags::REQUIRES_STANDARD_JOBS, setup_flags::REQUIRES_WORK_SELECTION]
                 [usize::from(switches >> 6)];
-        let link = Link::with(policy.clone(), flags, chain.active());
+        // A house takes no work that its devices select.
+        let is_house = on(5) && flags & setup_flags::REQUIRES_WORK_SELECTION == 0;
+        let (chain, extranonces) = match is_house {
+            true => (Chain::in_house(nbits, AtPool::new(4, 16)), ExtranonceAllocator::for_house()),
+            false => (Chain::new(nbits), ExtranonceAllocator::new(7, 9)),
+        };
+        let link = Link::on(extranonces, policy.clone(), flags, chain.active());
         Self {
             link,
             policy,
@@ -432,6 +442,10 @@ impl World {
         }
         let surplus = self.old.len().saturating_sub(16);
         self.old.drain(..surplus);
+        if let Some(house) = &mut self.chain.house {
+            // Every template is mined at another pool.
+            *house = AtPool::new(house.prefix.len() % 16 + 1, 16);
+        }
         let active = match data.u8() % 8 {
             0..=2 => self.chain.fuller(),
             3..=4 => self.chain.advance_at(self.link.now.unix_s),
@@ -596,18 +610,28 @@ impl World {
         for group in &batch.groups {
             assert!(!group.proofs.is_empty());
             for proof in &group.proofs {
-                let full = group.extranonce_prefix.followed_by(&proof.rolled).unwrap();
-                let shows = |work: &&Work| {
+                let is_shown_by = |merkle_root| {
                     let header = HeaderFields {
                         version: proof.version,
                         prev_hash: group.prev_hash,
-                        merkle_root: work.body.merkle_root(full.as_slice()),
+                        merkle_root,
                         ntime: proof.ntime,
                         nbits: self.chain.nbits,
                         nonce: proof.nonce,
                     };
                     header.hash() == proof.hash
                 };
+                let full = match group.extranonce_prefix {
+                    ExtranoncePrefix::Pool(_) => {
+                        group.extranonce_prefix.followed_by(&proof.rolled).unwrap().to_vec()
+                    }
+                    ExtranoncePrefix::House(_) => {
+                        let at_pool = &self.chain.promised[&group.template];
+                        assert!(is_shown_by(at_pool.root(&proof.rolled)), "none at the pool");
+                        proof.rolled[HOUSE_NUMBER_LEN..].to_vec()
+                    }
+                };
+                let shows = |work: &&Work| is_shown_by(work.body.merkle_root(&full));
                 let shown: Vec<&Work> = self.given[&group.channel.0].iter().filter(shows).collect();
                 assert!(!shown.is_empty(), "a proof of no job: {proof:?}");
                 // Our own jobs share no header; a client's own may have several names.

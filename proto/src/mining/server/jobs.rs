@@ -211,9 +211,10 @@ impl Server {
             job.say_extended(GROUP.0, id, min_ntime, &mut out.frames);
             return;
         }
-        let standard = self.channels.values().filter(|channel| channel.kind == Kind::Standard);
+        let standard =
+            self.channels.values().filter_map(|channel| channel.standard_extranonce(job));
         let coinbases: Vec<CoinbaseFields> =
-            standard.map(|channel| job.coinbase_fields(channel.prefix.standard())).collect();
+            standard.map(|extranonce| job.coinbase_fields(extranonce)).collect();
         let mut roots = vec![[0; 32]; coinbases.len()];
         job.merkle_roots(&coinbases, &mut roots);
         let mut roots = roots.into_iter();
@@ -241,7 +242,7 @@ impl Server {
     }
 }
 
-/// With the merkle root as a standard channel takes it, without one in full.
+/// With its merkle root to a standard channel, in full to an extended one.
 fn say_job_with(
     channel_id: ChannelId,
     channel: &mut Channel,
@@ -251,9 +252,12 @@ fn say_job_with(
     min_ntime: Option<u32>,
     out: &mut Outbox,
 ) {
-    let Some(merkle_root) = root else {
-        job.say_extended(channel_id.0, id, min_ntime, &mut out.frames);
-        return;
+    let merkle_root = match (channel.kind, root) {
+        (Kind::Extended, _) => {
+            return job.say_extended(channel_id.0, id, min_ntime, &mut out.frames);
+        }
+        (Kind::Standard, Some(root)) => root,
+        (Kind::Standard, None) => return,
     };
     channel.told_root(id, merkle_root);
     out.say(NewMiningJob {

@@ -2,9 +2,7 @@
 
 use super::{Effect, GROUP, Outbox, Server};
 use crate::connection::Violation;
-use crate::limits::{
-    DECLARE_RATE_EVERY_MS, DIFFICULTY_LOG2_MAX, EXTRANONCE_ROLLABLE_LEN, OPEN_EVERY_MS, OPENS_BURST,
-};
+use crate::limits::{DECLARE_RATE_EVERY_MS, DIFFICULTY_LOG2_MAX, OPEN_EVERY_MS, OPENS_BURST};
 use crate::message::{
     OpenExtendedMiningChannel, OpenExtendedMiningChannelSuccess, OpenMiningChannelError,
     OpenStandardMiningChannel, OpenStandardMiningChannelSuccess, UpdateChannel, UpdateChannelError,
@@ -42,11 +40,13 @@ impl Server {
         let opened = self.open(now, open.request_id, &asked, out)?;
         let Some(id) = opened else { return Ok(()) };
         let Some(channel) = self.channels.get(&id) else { return Ok(()) };
+        // In a house the job has the rest in the coinbase prefix that the group is sent.
+        let extranonce = &channel.prefix.standard()[self.extranonces.layout().lead_len()..];
         out.say(OpenStandardMiningChannelSuccess {
             request_id: open.request_id,
             channel_id: id.0,
             target: channel.vardiff.difficulty().target().to_le_bytes(),
-            extranonce_prefix: B032::new(&channel.prefix.standard())
+            extranonce_prefix: B032::new(extranonce)
                 .expect("EXTRANONCE_LEN is at most 32, asserted in limits.rs"),
             group_channel_id: GROUP.0,
         });
@@ -74,9 +74,9 @@ impl Server {
             request_id: open.request_id,
             channel_id: id.0,
             target: channel.vardiff.difficulty().target().to_le_bytes(),
-            extranonce_size: EXTRANONCE_ROLLABLE_LEN as u16,
+            extranonce_size: self.extranonces.layout().rollable_len() as u16,
             extranonce_prefix: B032::new(channel.prefix.as_bytes())
-                .expect("EXTRANONCE_PREFIX_LEN is below 32, asserted in limits.rs"),
+                .expect("a prefix is a part of EXTRANONCE_LEN, at most 32 by limits.rs"),
             group_channel_id: GROUP.0,
         });
         self.introduce(now, id, out);
@@ -142,7 +142,7 @@ impl Server {
             return Err("invalid-nominal-hashrate");
         }
         let easiest = self.easiest_for(asked.max_target).ok_or("max-target-out-of-range")?;
-        if usize::from(asked.min_extranonce_size) > EXTRANONCE_ROLLABLE_LEN {
+        if usize::from(asked.min_extranonce_size) > self.extranonces.layout().rollable_len() {
             return Err("min-extranonce-size-too-large");
         }
         // Channel ids are not reused, so their end is also a bound on what one connection may open.

@@ -487,8 +487,8 @@ fn found_block(
 ) -> Option<Box<FoundBlock>> {
     let (job, header) = (share.job(), *share.header());
     let extranonce = match submitted.claim.rolled {
-        Some(rolled) => job.prefix.followed_by(rolled.as_slice())?,
-        None => job.prefix.standard(),
+        Some(rolled) => job.job.extranonce(&job.prefix, rolled.as_slice())?,
+        None => job.job.standard_extranonce(&job.prefix)?,
     };
     let worker = submitted.worker.as_ref().unwrap_or(&owner.worker);
     Some(Box::new(FoundBlock {
