@@ -40,7 +40,7 @@ pub struct VardiffPolicy {
     pub shares_per_minute: f64,
     /// No channel is given anything easier, whatever its client asks.
     pub floor: Difficulty,
-    /// No channel is given anything harder.
+    /// No channel is given anything harder, unless its floor or its client asks for it.
     pub ceiling: Difficulty,
 }
 
@@ -142,6 +142,13 @@ impl Vardiff {
     /// the difficulty in force changes with it.
     pub fn limit(&mut self, easiest: Difficulty) -> Option<Difficulty> {
         self.client_easiest = easiest;
+        self.move_to(self.bounded(self.current))
+    }
+
+    /// The hardest that the channel is given from now on, in the policy's place. `Some` if the difficulty in
+    /// force changes with it: a channel above it comes down, one below has room and no reason yet.
+    pub fn set_ceiling(&mut self, ceiling: Difficulty) -> Option<Difficulty> {
+        self.policy.ceiling = ceiling;
         self.move_to(self.bounded(self.current))
     }
 

@@ -1,5 +1,5 @@
 //! A mining server for the devices in a house: what they find is what the pool sees that the house mines
-//! at, also when it is another pool's turn.
+//! at, also when it is another pool's turn, and no device is asked for more than the pool asks of the house.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::wildcard_enum_match_arm)]
 
@@ -28,7 +28,7 @@ use sha2::{Digest, Sha256};
 
 use common::{
     ANY_TARGET, AtPool, Chain, HARD_NBITS, JobBody, Ledger, Link, REGTEST_NBITS, START_S, Said,
-    decode, easy_policy, kept,
+    decode, easy_policy, kept, lively_policy,
 };
 
 const KINDS: [Kind; 2] = [Kind::Extended, Kind::Standard];
@@ -40,6 +40,10 @@ fn pools() -> [AtPool; 4] {
 
 fn house(chain: &Chain, policy: Policy) -> Link {
     Link::on(ExtranonceAllocator::for_house(), policy, 0, chain.active())
+}
+
+fn log2(log2: i16) -> Difficulty {
+    Difficulty::from_log2(log2)
 }
 
 /// Credits all that is open; the groups of it.
@@ -389,4 +393,114 @@ fn refused_by(server: &mut Server, extranonce: B032) -> Vec<String> {
         .filter(|one| matches!(one, Said::Refused { .. }))
         .filter_map(|one| one.code().map(str::to_owned))
         .collect()
+}
+
+// ---- the ceiling that a pool's target is ----
+
+fn at(link: &Link, channel: u32) -> Difficulty {
+    let view = link.server.channels().find(|view| view.id.0 == channel);
+    view.expect("an open channel").difficulty
+}
+
+/// Shares as fast as they come, for as long as a difficulty takes to follow them.
+fn mine(link: &mut Link, channel: u32, ceiling: Difficulty) {
+    for _ in 0..60 {
+        let share = link.client.good_share(channel);
+        link.submit(&share);
+        link.pass(100);
+        assert!(at(link, channel) <= ceiling);
+    }
+}
+
+#[test]
+fn a_ceiling_lowers_what_is_above_it_at_once_with_a_fresh_job_behind() {
+    for kind in KINDS {
+        let chain = Chain::in_house(HARD_NBITS, AtPool::new(8, 16));
+        let mut link = house(&chain, lively_policy());
+        let easy = link.open_at_floor(kind);
+        let rate = 1e3;
+        let said = link.open(kind, rate, ANY_TARGET);
+        let Said::Opened { channel: hard, .. } = said[0] else { panic!("{said:?}") };
+        let (before, old) = (at(&link, hard), link.client.work(hard).clone());
+        let ceiling = log2(before.log2() - 3);
+        assert!(at(&link, easy) < ceiling);
+
+        let said = link.set_ceiling(ceiling);
+        assert!(matches!(said[0], Said::Target { channel, target }
+            if channel == hard && target == ceiling.target()));
+        assert!(
+            matches!(said[1], Said::Job { channel, min_ntime: Some(_), .. } if channel == hard)
+        );
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert_eq!((at(&link, easy), at(&link, hard)), (Difficulty::MIN, ceiling));
+
+        // Each job keeps what it was sent with.
+        let shares = [link.client.good_share_on(hard, &old), link.client.good_share(hard)];
+        assert!(link.submit_together(&shares).is_empty());
+        let groups = credited(&mut link);
+        let proofs = groups.iter().flat_map(|group| &group.proofs);
+        assert!(proofs.map(|proof| proof.difficulty).eq([before, ceiling]));
+        assert!(link.set_ceiling(ceiling).is_empty(), "said again it is no news");
+    }
+}
+
+#[test]
+fn no_channel_rises_above_a_ceiling_and_a_higher_one_gives_it_room() {
+    for kind in KINDS {
+        let chain = Chain::in_house(HARD_NBITS, AtPool::new(8, 16));
+        let mut link = house(&chain, lively_policy());
+        let channel = link.open_at_floor(kind);
+        let (low, high) = (log2(-29), log2(-26));
+        assert!(link.set_ceiling(low).is_empty(), "nothing was above it");
+        mine(&mut link, channel, low);
+        assert_eq!(at(&link, channel), low);
+
+        let rated = link.open(kind, 1e15, ANY_TARGET);
+        assert!(matches!(rated[0], Said::Opened { target, .. } if target == low.target()));
+        assert!(link.set_ceiling(high).is_empty(), "room is no reason to rise");
+        assert_eq!(at(&link, channel), low);
+        mine(&mut link, channel, high);
+        assert_eq!(at(&link, channel), high);
+    }
+}
+
+#[test]
+fn a_declared_rate_does_not_lift_a_channel_above_the_ceiling() {
+    let chain = Chain::in_house(HARD_NBITS, AtPool::new(8, 16));
+    let mut link = house(&chain, lively_policy());
+    let channel = link.open_at_floor(Kind::Extended);
+    link.set_ceiling(log2(-20));
+    link.pass(60_000);
+    link.update(channel, 1e15, ANY_TARGET);
+    assert_eq!(at(&link, channel), log2(-20));
+}
+
+#[test]
+fn a_clients_own_limit_and_the_floor_win_over_the_ceiling() {
+    let chain = Chain::in_house(HARD_NBITS, AtPool::new(8, 16));
+    let floor = log2(-30);
+    let mut link = house(&chain, Policy { floor, ..lively_policy() });
+    let limited = link.open(Kind::Extended, 0.0, log2(-10).target().to_le_bytes());
+    let Said::Opened { channel: limited, .. } = limited[0] else { panic!("{limited:?}") };
+    let other = link.open_at_floor(Kind::Extended);
+    assert!(link.set_ceiling(log2(-20)).is_empty());
+    assert_eq!(at(&link, limited), log2(-10));
+    assert!(link.set_ceiling(Difficulty::MIN).is_empty());
+    assert_eq!(at(&link, other), floor);
+    link.update(other, 0.0, log2(-12).target().to_le_bytes());
+    assert_eq!(at(&link, other), log2(-12));
+    // Without the limit it comes back under the ceiling.
+    link.set_ceiling(log2(-20));
+    link.update(other, 0.0, ANY_TARGET);
+    assert_eq!(at(&link, other), log2(-20));
+}
+
+#[test]
+fn a_ceiling_that_is_said_never_lifts_the_policys() {
+    let chain = Chain::in_house(HARD_NBITS, AtPool::new(8, 16));
+    let ceiling = log2(-25);
+    let mut link = house(&chain, Policy { ceiling, ..lively_policy() });
+    link.set_ceiling(Difficulty::MAX);
+    let said = link.open(Kind::Standard, 1e15, ANY_TARGET);
+    assert!(matches!(said[0], Said::Opened { target, .. } if target == ceiling.target()));
 }

@@ -184,6 +184,8 @@ pub struct Server {
     /// Extension 0x0002 was negotiated.
     worker_hashrate: bool,
     extranonces: ExtranonceAllocator,
+    /// No channel of this connection is harder: the policy's, or what was said since.
+    ceiling: Difficulty,
     active: Arc<ActiveTemplate>,
     /// The job sent ahead for the next tip, known to every channel under this id.
     future: Option<jobs::Ahead>,
@@ -227,6 +229,7 @@ impl Server {
         now: Now,
     ) -> Self {
         Self {
+            ceiling: policy.ceiling,
             policy,
             flags,
             worker_hashrate: false,
@@ -263,6 +266,29 @@ impl Server {
     /// `channel-capacity-exhausted`.
     pub fn set_channels_max(&mut self, channels: usize) {
         self.channels_max = channels.min(CHANNELS_PER_CONNECTION_MAX);
+    }
+
+    /// Says that no channel may be harder than this from now on, for as long as nothing else is said; never
+    /// above the policy's ceiling. A house's channels are held at the target that the pool asks of it: what
+    /// they find between that and a harder one of their own, the pool would never see.
+    ///
+    /// A channel above it comes down at once, with a fresh job, since its jobs keep the difficulty that they
+    /// were sent with. A higher one than before only gives room to rise. What holds against the policy's
+    /// ceiling holds against this: the policy's floor, and a client's own `max_target`, since a device that
+    /// was promised nothing easier may drop what is.
+    pub fn set_ceiling(&mut self, ceiling: Difficulty, now: Now, out: &mut Outbox) {
+        self.judge_burst(now, out);
+        self.say_owed_jobs(now, out);
+        self.ceiling = ceiling.min(self.policy.ceiling);
+        let ceiling = self.ceiling;
+        let lowered: Vec<ChannelId> = self
+            .channels
+            .iter_mut()
+            .filter_map(|(id, channel)| channel.vardiff.set_ceiling(ceiling).map(|_| *id))
+            .collect();
+        for id in lowered {
+            self.announce_target(now, id, out);
+        }
     }
 
     /// How many channels are open.

@@ -234,6 +234,12 @@ impl Link {
         self.handle(Input::Template(active)).unwrap()
     }
 
+    pub fn set_ceiling(&mut self, ceiling: Difficulty) -> Vec<Said> {
+        let mut out = Outbox::default();
+        self.server.set_ceiling(ceiling, self.now, &mut out);
+        self.hear(out)
+    }
+
     /// Lets time pass and the server act on it whenever it wanted to.
     pub fn pass(&mut self, ms: u64) -> Vec<Said> {
         let end = self.now.mono_ms + ms;

@@ -1,6 +1,6 @@
 //! Fuzz harness of the mining server as a state machine: bytes become operations (channels opened and
 //! closed, shares good, bad, replayed, stale and early, templates, tips that come back, custom jobs asked
-//! for and judged in any order, commits in any order, time), of a pool's server or a house's, and
+//! for and judged in any order, commits in any order, ceilings, time), of a pool's server or a house's, and
 //! after each the invariants are asserted. Run by `tests/fuzz_mining_ops.rs` on fixed seeds and by the
 //! cargo-fuzz target of the same name; needs nothing but `proto`.
 //!
@@ -88,6 +88,8 @@ struct World {
     chain: Chain,
     link: Link,
     policy: Policy,
+    /// As it was set last.
+    ceiling: Difficulty,
     ledger: Ledger,
     /// Every job that a channel was given, to recompute proofs from.
     given: HashMap<u32, Vec<Work>>,
@@ -132,6 +134,7 @@ impl World {
         let link = Link::on(extranonces, policy.clone(), flags, chain.active());
         Self {
             link,
+            ceiling: policy.ceiling,
             policy,
             ledger: Ledger::default(),
             given: HashMap::new(),
@@ -169,7 +172,13 @@ impl World {
             21 => self.judge_custom_job(data),
             22 => self.raw_message(data),
             23 => {
-                self.link.server.set_worker_hashrate(data.u8() & 1 == 1);
+                let choice = data.u8();
+                self.link.server.set_worker_hashrate(choice & 1 == 1);
+                if choice >= 128 {
+                    self.ceiling = Difficulty::from_log2(i16::from(choice % 16) - 33);
+                    let said = self.link.set_ceiling(self.ceiling);
+                    self.hear(&said);
+                }
                 Ok(())
             }
             24..=26 => self.template(data),
@@ -554,6 +563,9 @@ impl World {
         assert_eq!(self.link.server.batches_under_way(), self.batches.len());
         for (id, device) in &self.link.client.devices {
             assert!(device.target <= self.policy.floor.target(), "channel {id} is below the floor");
+            let limit = Difficulty::easiest_within(device.limit).unwrap_or(Difficulty::MAX);
+            let hardest = self.ceiling.max(self.policy.floor).max(limit);
+            assert!(device.target >= hardest.target(), "channel {id} is above the ceiling");
         }
         let open: Vec<u32> = self.link.server.channels().map(|view| view.id.0).collect();
         assert!(open.iter().eq(self.link.client.devices.keys()));

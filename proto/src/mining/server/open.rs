@@ -153,7 +153,7 @@ impl Server {
         let policy = VardiffPolicy {
             shares_per_minute: self.policy.shares_per_minute,
             floor: self.policy.floor,
-            ceiling: self.policy.ceiling,
+            ceiling: self.ceiling,
         };
         let vardiff = Vardiff::new(policy, asked.nominal_hash_rate, easiest, now.mono_ms);
         Ok(Channel::new(asked.kind, owner, prefix, vardiff, now.mono_ms, &self.given))
