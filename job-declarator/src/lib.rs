@@ -1,7 +1,8 @@
-//! Templates and declared jobs: making them (the miner's daemon) and checking them (the pool). For now
-//! the node side and the check of declared jobs, which the pool uses; the declarator itself is a later
-//! piece of work.
+//! Templates and declared jobs: making them (the miner's program, `declarator`) and checking them (`declared`,
+//! which the pool uses), each with a node of its own (`node`).
 
+pub mod clock;
 pub mod declared;
 pub mod limits;
 pub mod node;
+pub mod rate;

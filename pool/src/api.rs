@@ -20,6 +20,7 @@ use axum::{Json, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use job_declarator::rate::HashRates;
 use proto::target::Target;
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
@@ -29,9 +30,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::board::{
-    BoardHandle, ConnectionSnapshot, DeclarerSnapshot, HashRates, JobRow, VerdictRow,
-};
+use crate::board::{BoardHandle, ConnectionSnapshot, DeclarerSnapshot, JobRow, VerdictRow};
 use crate::credit::FailingSince;
 use crate::limits::{
     ACCEPT_PAUSE, BLOCK_ROWS_MAX, CHANNEL_ROWS_MAX, CONNECTION_ROWS_MAX, CREDIT_FAILING_MAX,

@@ -10,6 +10,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use job_declarator::clock::unix_s;
 use job_declarator::declared::{Refusal, coinbase_only};
 use proto::limits::{NTIME_AHEAD_MAX_S, PAST_JOBS_MAX};
 use proto::mining::server::CustomAccepted;
@@ -29,7 +30,6 @@ use crate::board::{BoardHandle, CustomJobsSnapshot, History, JobRow, RefusalRow,
 use crate::checks::{Approved, Bookkeeping, unix_ms};
 use crate::limits::{AHEAD_WAIT_MAX, CUSTOM_JOBS_KEPT, CUSTOM_PENDING_MAX, CUSTOM_TIPS_KEPT};
 use crate::metrics::Metrics;
-use crate::miner::unix_s;
 use crate::store::{DeclareMode, DeclaredRecord};
 use crate::templates::Published;
 use crate::tokens::{NoToken, TokensHandle};

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use job_declarator::clock::unix_s;
 use proto::connection::{Connection, Setup, SetupMachine, SetupPolicy, SetupStep, Violation};
 use proto::declare::server::{Effect, Input, Outbox, Server};
 use proto::declare::{Declaration, Solution};
@@ -35,7 +36,7 @@ use crate::limits::{
     WRITE_STALL_MAX,
 };
 use crate::listener::household;
-use crate::miner::{self, Greeting, Names, unix_s};
+use crate::miner::{self, Greeting, Names};
 use crate::store::{DeclareMode, Route};
 use crate::templates::Published;
 use crate::turns::Turn;

@@ -12,8 +12,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Poll, ready};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use job_declarator::clock::Clock;
+use job_declarator::rate::RateMeter;
 use proto::connection::{Connection, Setup, SetupMachine, SetupPolicy, SetupStep, Violation};
 use proto::extranonce::ExtranonceAllocator;
 use proto::limits::ACT_ONE_LEN;
@@ -32,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::block::BlocksHandle;
-use crate::board::{BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot, RateMeter};
+use crate::board::{BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot};
 use crate::credit::CreditHandle;
 use crate::custom::{CustomJobs, Judge, Verdict};
 use crate::handshakes::{Handshakes, Shaken};
@@ -133,38 +135,6 @@ impl Shared {
         let (next, order) = (now + COMPLAIN_EVERY_MS, Ordering::Relaxed);
         now >= due && self.complain_at_ms.compare_exchange(due, next, order, order).is_ok()
     }
-}
-
-/// The clock that machines are told.
-#[derive(Debug, Clone, Copy)]
-pub struct Clock {
-    start: Instant,
-}
-
-impl Clock {
-    /// Counts from now.
-    #[must_use]
-    pub fn start() -> Self {
-        Self { start: Instant::now() }
-    }
-
-    /// Now.
-    #[must_use]
-    pub fn now(&self) -> Now {
-        Now { mono_ms: self.start.elapsed().as_millis() as u64, unix_s: unix_s() }
-    }
-
-    pub(crate) fn instant(&self, mono_ms: u64) -> Instant {
-        // Deadlines are hours away at most; one that is beyond all reckoning is thirty years from the start.
-        self.start + Duration::from_millis(mono_ms.min(30 * 365 * 86_400_000))
-    }
-}
-
-/// Seconds since 1970; a clock before that or after 2106 reads as the nearest end.
-#[must_use]
-pub fn unix_s() -> u32 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u32::try_from(since.as_secs()).unwrap_or(u32::MAX)
 }
 
 /// Why a connection ended.

@@ -15,6 +15,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use job_declarator::clock::{Clock, unix_s};
 use job_declarator::declared::Rule;
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
 use job_declarator::node::rpc::{RpcAuth, RpcNode, RpcOptions, RpcTimes};
@@ -49,7 +50,7 @@ use crate::limits::{
 };
 use crate::listener::{self, Guests, Room};
 use crate::metrics::Metrics;
-use crate::miner::{Clock, Shared, unix_s};
+use crate::miner::Shared;
 use crate::pace::Pace;
 use crate::places::{ChannelRoom, Places};
 use crate::store::Store;

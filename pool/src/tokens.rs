@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use job_declarator::clock::Clock;
 use proto::token::{ClientId, MiningJobToken, Promise, TokenRefusal, Tokens};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,7 +21,6 @@ use tracing::error;
 use crate::checks::Approved;
 use crate::limits::{APPROVED_TIPS_KEPT, CUSTOM_JOB_EVERY_MS, CUSTOM_JOBS_BURST, TOKEN_ASKS_MAX};
 use crate::metrics::Metrics;
-use crate::miner::Clock;
 use crate::templates::Published;
 
 /// How often old tokens are looked for when nobody asks.
