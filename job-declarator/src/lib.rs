@@ -6,3 +6,4 @@ pub mod declared;
 pub mod limits;
 pub mod node;
 pub mod rate;
+pub mod sv1;

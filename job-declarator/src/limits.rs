@@ -101,3 +101,51 @@ pub const EMBEDDED_START_HEIGHT_MAX: u32 = 10_000;
 const _: () = assert!(EMBEDDED_TRANSACTIONS_MAX as u64 * 381 < BLOCK_WEIGHT_MAX * 4 / 5);
 const _: () = assert!(BLOCK_TRANSACTIONS_MAX < 1 << proto::limits::MERKLE_PATH_MAX);
 const _: () = assert!(RPC_ANSWER_LEN_MAX > 3 * BLOCK_LEN_MAX);
+
+// ---- Stratum V1 devices ----
+
+/// Bytes of a line, its end not counted: the longest that devices send is a mining.submit with a long worker
+/// name, some 300. A longer line ends the session.
+pub const SV1_LINE_MAX: usize = 1_024;
+/// Bytes of a request's id as it is written. Devices count up from 1; each unanswered share keeps one.
+pub const SV1_ID_LEN_MAX: usize = 64;
+/// Lines in a row that are no JSON-RPC and are told so; the next one ends the session. A browser's request has
+/// more lines than that, and a device writes JSON or never will.
+pub const SV1_BAD_LINES_MAX: u32 = 5;
+/// Requests besides shares that a device may make at once: its first moment has seven at most ...
+pub const SV1_REQUESTS_BURST: u64 = 64;
+/// ... and then one in so many milliseconds: a device that pings does so once in some seconds.
+pub const SV1_REQUEST_EVERY_MS: u64 = 250;
+/// mining.subscribe that wait for the channel: a device says it once and may say it again when the answer
+/// takes its time.
+pub const SV1_SUBSCRIBES_WAITING_MAX: usize = 4;
+/// How long a channel's opening waits for the worker's name and the wished difficulty, which most devices send
+/// behind mining.subscribe without a pause. Others wait for its answer first, and half a second does not hurt
+/// them.
+pub const SV1_OPEN_WAIT_MS: u64 = 500;
+/// A wished difficulty becomes an UpdateChannel this often: a server heeds a declared rate only so often, by a
+/// clock that may be read a moment later than ours.
+pub const SV1_WISH_EVERY_MS: u64 = proto::limits::DECLARE_RATE_EVERY_MS + 1_000;
+/// What a device must be able to roll: with fewer bytes a fast one runs out between two jobs.
+pub const SV1_EXTRANONCE2_LEN_MIN: u16 = 4;
+/// The version bits that BIP310's devices roll. Those that BIP323 frees beside them no firmware asks for.
+pub const SV1_VERSION_MASK: u32 = 0x1fff_e000;
+/// Jobs ahead of their tip, as text of twice their size. Our server has one under way, and two for a moment;
+/// beyond, the oldest goes.
+pub const SV1_JOBS_AHEAD_MAX: usize = 4;
+/// Jobs that a share may name, eight bytes each: more than the server knows, which is the judge of what is
+/// stale. Beyond, the oldest is forgotten.
+pub const SV1_JOBS_MAX: usize = 64;
+/// Shares without an answer, at most a hundred bytes each: two hours at 12 a minute while nothing is
+/// committed. Beyond, they are refused ...
+pub const SV1_UNANSWERED_MAX: usize = 2_048;
+/// ... but the socket is left alone before that, with room for all shares of one more read.
+pub const SV1_UNANSWERED_SPARE: usize = 512;
+/// The shortest line that is a share: its words, a job of one digit, four extranonce bytes.
+const SV1_SHARE_LEN_MIN: usize =
+    r#"{"method":"mining.submit","params":[0,"1","00000000","0","0"]}"#.len() + 1;
+
+const _: () = assert!(SV1_VERSION_MASK & !proto::limits::VERSION_ROLLING_MASK == 0);
+const _: () = assert!(SV1_UNANSWERED_SPARE < SV1_UNANSWERED_MAX);
+const _: () =
+    assert!((proto::limits::READ_MAX + SV1_LINE_MAX) / SV1_SHARE_LEN_MIN < SV1_UNANSWERED_SPARE);
