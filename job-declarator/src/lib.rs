@@ -1,9 +1,13 @@
-//! Templates and declared jobs: making them (the miner's program, `declarator`) and checking them (`declared`,
-//! which the pool uses), each with a node of its own (`node`).
+//! Templates and declared jobs: making them (the miner's program) and checking them (the pool), each with a node
+//! of its own (`node`). Both programs also have from here what they need to be configured, to keep their keys
+//! and to be run from a command line.
 
 pub mod clock;
+pub mod command;
 pub mod declared;
+pub mod keys;
 pub mod limits;
 pub mod node;
 pub mod rate;
+pub mod settings;
 pub mod sv1;

@@ -1,4 +1,4 @@
-//! Every bound of this crate in one place, each with its reason. Read by `node/`; what happens at a
+//! Every bound of this crate in one place, each with its reason. What happens at a
 //! bound is decided where it is met and tested there, one step beyond.
 
 use std::time::Duration;
@@ -86,6 +86,20 @@ pub const COINBASE_SUFFIX_LEN_MAX: usize = 4 + proto::limits::COINBASE_OUTPUTS_M
 /// signatures may hash all of it, so one of a megabyte keeps a node for tens of seconds under its lock.
 /// Longer ones are declared where the pool's own node has them.
 pub const SUPPLIED_STRIPPED_MAX: u64 = 100_000;
+
+// ---- connections ----
+
+/// A worker looks for new bytes and due timers after so many turns of tasks. Tokio's own 61 turns of a flood,
+/// a millisecond each, were two commits' time; one look costs a microsecond.
+pub const TURNS_PER_LOOK: u32 = 8;
+
+// ---- configuration and keys ----
+
+/// Coinbase text: with the height, the push opcodes and the extranonce it must stay under the 100
+/// bytes that consensus allows a coinbase script; 40 leave room for what later versions add.
+pub const TAG_MAX: usize = 40;
+/// An identity is some 500 bytes; a key file beyond this is not one.
+pub const KEY_FILE_MAX: u64 = 16 * 1024;
 
 // ---- the embedded chain ----
 

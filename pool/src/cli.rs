@@ -1,24 +1,22 @@
-//! The command line: what a person types, in which words it fails and with which exit code. Called by
-//! `main.rs` alone, which also names what `run` and `demo` start.
+//! The command line: what a person types. Called by `main.rs` alone, which also names what `run` and
+//! `demo` start. How it fails and with which exit code is `job_declarator::command`'s.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage (clap's own), 78 bad configuration (EX_CONFIG), so that
-//! a supervisor can tell what a restart will not mend. Must never print a secret or a backtrace.
+//! Must never print a secret.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+pub use job_declarator::command::Running;
+use job_declarator::command::{self, parse_time};
 
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::keys::{self, KeyFiles};
-use crate::limits::TURNS_PER_LOOK;
 
 /// A Stratum V2 mining pool.
 #[derive(Debug, Parser)]
@@ -152,9 +150,6 @@ enum ConfigCommand {
     Show(ConfigFile),
 }
 
-/// What `run` or `demo` does until it ends.
-pub type Running = Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
-
 /// What `main.rs` puts behind the two commands that start a pool.
 #[derive(Clone, Copy)]
 pub struct Starter {
@@ -164,47 +159,41 @@ pub struct Starter {
     pub demo: fn(DemoOptions) -> Running,
 }
 
-const FAILED: u8 = 1;
-const BAD_CONFIG: u8 = 78;
+const PROGRAM: &str = "pool";
 
 /// Does what the command line says; failures are one line on stderr.
 #[must_use]
 pub fn main(starter: Starter) -> ExitCode {
-    std::panic::set_hook(Box::new(|panic| {
-        eprintln!("pool: a bug, please report it: {}", panic.to_string().replace('\n', " "));
-    }));
+    command::own_up_to_bugs(PROGRAM);
     let command = Cli::parse().command;
     // Not locked: what a starter's other threads print would wait for ever.
-    let Err(error) = execute(command, starter, &mut std::io::stdout()) else {
-        return ExitCode::SUCCESS;
-    };
-    eprintln!("pool: {error:#}");
-    // Also what a starter found wrong only once it had asked the node.
-    let bad_config = error.downcast_ref::<ConfigError>().is_some();
-    ExitCode::from(if bad_config { BAD_CONFIG } else { FAILED })
+    command::ended(PROGRAM, execute(command, starter, &mut std::io::stdout()))
 }
 
 fn execute(command: Command, starter: Starter, out: &mut dyn Write) -> anyhow::Result<()> {
     match command {
         Command::Run(file) => {
             let config = file.load()?;
-            start_logging(config.log.format, &config.log.filter)?;
-            block_on((starter.run)(config))?;
+            command::start_logging(config.log.format, &config.log.filter)?;
+            command::block_on((starter.run)(config))?;
         }
         Command::Demo(arguments) => {
             // Two blocks in one moment are a warning on a real chain and nothing on this one.
             let quiet = "warn,pool::block=error";
-            start_logging(LogFormat::Text, if arguments.verbose { "info" } else { quiet })?;
-            block_on((starter.demo)(arguments.into()))?;
+            command::start_logging(
+                LogFormat::Text,
+                if arguments.verbose { "info" } else { quiet },
+            )?;
+            command::block_on((starter.demo)(arguments.into()))?;
         }
         Command::Keys(command) => execute_keys(command, out)?,
         Command::Config(command) => execute_config(command, out)?,
         Command::Healthcheck { config, url } => {
             let url = match url {
                 Some(url) => url,
-                None => ready_url(config.load()?.http.address),
+                None => command::ready_url(config.load()?.http.address),
             };
-            healthcheck(&url)?;
+            command::healthcheck(&url)?;
         }
     }
     Ok(())
@@ -225,25 +214,6 @@ impl From<DemoArguments> for DemoOptions {
     }
 }
 
-fn block_on(running: Running) -> anyhow::Result<()> {
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = runtime.enable_all().event_interval(TURNS_PER_LOOK).build()?;
-    runtime.block_on(running)
-}
-
-fn start_logging(format: LogFormat, filter: &str) -> anyhow::Result<()> {
-    let stderr = std::io::stderr;
-    let logging = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(filter)?)
-        .with_writer(stderr)
-        .with_ansi(stderr().is_terminal());
-    let started = match format {
-        LogFormat::Text => logging.try_init(),
-        LogFormat::Json => logging.json().flatten_event(true).try_init(),
-    };
-    started.map_err(|error| anyhow!("logging does not start: {error}"))
-}
-
 fn execute_keys(command: KeysCommand, out: &mut dyn Write) -> anyhow::Result<()> {
     match command {
         KeysCommand::Authority { config, out: path } => {
@@ -262,17 +232,11 @@ fn execute_keys(command: KeysCommand, out: &mut dyn Write) -> anyhow::Result<()>
             let known = known.map(|identity| identity.static_key);
             let identity = keys::make_identity(&authority, known, keys::unix_now(), days)?;
             keys::replace_identity(&path, &identity)?;
-            write_identity(out, &path, &identity)?;
+            command::write_identity(out, &path, &identity)?;
         }
         KeysCommand::Show(config) => {
-            let files = KeyFiles::of(&config.load()?);
-            let path = &files.identity;
-            if !path.exists() {
-                bail!("{}", no_keys_yet(&files));
-            }
-            let identity = keys::read_identity(path)?;
-            write_identity(out, path, &identity)?;
-            keys::check_certificate(&identity, path, keys::unix_now())?;
+            let files = config.load()?.key_files();
+            command::show_keys(out, &files, &no_keys_yet(&files))?;
         }
     }
     Ok(())
@@ -287,22 +251,8 @@ fn no_keys_yet(files: &KeyFiles) -> String {
         false => "`pool keys authority` and ",
     };
     format!(
-        "no keys yet: {identity} is not there. `pool run` makes it at its first start; to have it \
-         before: {first}`pool keys certificate --authority {authority} --days {days} --out {identity}`"
+        "`pool run` makes it at its first start; to have it before: {first}`pool keys certificate --authority {authority} --days {days} --out {identity}`"
     )
-}
-
-fn write_identity(
-    out: &mut dyn Write,
-    path: &Path,
-    identity: &proto::noise::Identity,
-) -> std::io::Result<()> {
-    let certificate = &identity.certificate;
-    let (from, until) =
-        (keys::utc_date(certificate.valid_from), keys::utc_date(certificate.not_valid_after));
-    writeln!(out, "authority public key: {}", identity.authority)?;
-    writeln!(out, "certificate: from {from} until {until} (UTC)")?;
-    writeln!(out, "identity: {}", path.display())
 }
 
 fn execute_config(command: ConfigCommand, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -321,68 +271,6 @@ fn execute_config(command: ConfigCommand, out: &mut dyn Write) -> anyhow::Result
         ConfigCommand::Show(file) => write!(out, "{}", file.load()?.shown())?,
     }
     Ok(())
-}
-
-/// From this machine, whatever the port is bound to.
-fn ready_url(mut address: SocketAddr) -> String {
-    if address.ip().is_unspecified() {
-        let loopback = match address {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        };
-        address.set_ip(loopback);
-    }
-    format!("http://{address}/health/ready")
-}
-
-/// Longer than the page itself may take.
-const HEALTHCHECK_MAX: Duration = Duration::from_secs(3);
-/// The page is a line; what comes beyond is not ours.
-const HEALTHCHECK_ANSWER_MAX: u64 = 4_096;
-
-/// One GET, so plain that it needs no HTTP client: containers have no curl.
-fn healthcheck(url: &str) -> anyhow::Result<()> {
-    let rest = url.strip_prefix("http://").context("the url must start with http://")?;
-    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let unreachable = || format!("{host} does not answer");
-    let address = host.to_socket_addrs().with_context(unreachable)?.next();
-    let address = address.with_context(unreachable)?;
-    let mut stream =
-        TcpStream::connect_timeout(&address, HEALTHCHECK_MAX).with_context(unreachable)?;
-    stream.set_read_timeout(Some(HEALTHCHECK_MAX))?;
-    stream.set_write_timeout(Some(HEALTHCHECK_MAX))?;
-    let request = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).with_context(unreachable)?;
-    let mut answer = Vec::new();
-    stream.take(HEALTHCHECK_ANSWER_MAX).read_to_end(&mut answer).with_context(unreachable)?;
-    let answer = String::from_utf8_lossy(&answer);
-    let status = answer.split_whitespace().nth(1).unwrap_or("nothing");
-    if status != "200" {
-        let body = answer.rsplit("\r\n\r\n").next().unwrap_or_default().trim();
-        bail!("not ready: {url} says {status} {body}");
-    }
-    Ok(())
-}
-
-/// A year: enough for a soak, and no overflow further on.
-const TIME_MAX_S: u64 = 366 * 86_400;
-
-/// "20s", "5m", "2h", "1d", or seconds without a unit.
-fn parse_time(text: &str) -> Result<Duration, String> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (count, unit) = text.split_at(digits);
-    let unit_s = match unit {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        _ => return Err("a number and s, m, h or d, e.g. 20s".into()),
-    };
-    let count: u64 = count.parse().map_err(|_| "a number and s, m, h or d, e.g. 20s")?;
-    match count.checked_mul(unit_s) {
-        Some(seconds @ 1..=TIME_MAX_S) => Ok(Duration::from_secs(seconds)),
-        Some(_) | None => Err("from 1s to 366d".into()),
-    }
 }
 
 /// For tests: what `demo` would be told by these words.

@@ -71,9 +71,6 @@ pub const WORTHLESS_EVERY_US: u64 = 500;
 pub const WORTHLESS_BURST: u32 = 4_096;
 /// How often households that owe nothing are forgotten.
 pub const WORTHLESS_SWEEP_MS: u64 = 1_000;
-/// A worker looks for new bytes and due timers after so many turns of tasks. Tokio's own 61 turns of a flood,
-/// a millisecond each, were two commits' time; one look costs a microsecond.
-pub const TURNS_PER_LOOK: u32 = 8;
 /// Between looks at a client that has sent a part of its first 64 bytes, doubled each time ...
 pub const ACT_ONE_PAUSE: Duration = Duration::from_millis(20);
 /// ... up to this: ten thousand that trickle are looked at as often as one flood of shares is read.
@@ -213,7 +210,7 @@ pub const THEIR_BLOCK_LOOKS_MAX: usize = 120;
 /// Settled blocks kept as files. The chain and the store have them; the files are for a closer look.
 pub const SETTLED_BLOCKS_KEPT: usize = 1_000;
 
-// ---- pages and keys ----
+// ---- pages ----
 
 /// Rows on their way to the board. With one row a connection every 5 s, 4,096 are two seconds of ten
 /// thousand connections; each is a pointer. At the bound a row is dropped and counted.
@@ -245,11 +242,6 @@ pub const BLOCK_ROWS_MAX: usize = 100;
 pub const WORKER_ROWS_MAX: usize = 1_000;
 /// Not ready when the node's last good answer is older: its work may be of the past.
 pub const NODE_SILENCE_MAX: Duration = Duration::from_secs(60);
-/// An identity is some 500 bytes; a key file beyond this is not one.
-pub const KEY_FILE_MAX: u64 = 16 * 1024;
-/// Coinbase text: with the height, the push opcodes and the extranonce it must stay under the 100
-/// bytes that consensus allows a coinbase script; 40 leave room for what later versions add.
-pub const TAG_MAX: usize = 40;
 
 // ---- the demo's miner ----
 

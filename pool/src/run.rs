@@ -42,7 +42,7 @@ use crate::credit::{Credit, GaveUp};
 use crate::custom::Judge;
 use crate::declarer::Declarers;
 use crate::handshakes::Handshakes;
-use crate::keys::{IdentityWatch, KeyFiles};
+use crate::keys;
 use crate::library;
 use crate::limits::{
     CLOSE_WAIT, FILES_RESERVED, LISTEN_BACKLOG, NODE_RETRY_FIRST, NODE_RETRY_MAX,
@@ -455,11 +455,11 @@ fn load_keys(
     metrics: &Arc<Metrics>,
     stop: &CancellationToken,
 ) -> Result<(AuthorityPublicKey, watch::Receiver<Arc<Identity>>)> {
-    let files = KeyFiles::of(config);
+    let files = config.key_files();
     let identity = files.load_or_make(unix_s()).context("the pool's keys")?;
     let authority = identity.authority;
     info!(authority_key = %authority, "miners know this pool by its authority key");
-    let watched = IdentityWatch::new(files, identity, Arc::clone(metrics));
+    let watched = keys::watch(files, identity, Arc::clone(metrics));
     let identity = watched.subscribe();
     tokio::spawn(watched.run(stop.clone()).context("catching SIGHUP")?);
     Ok((authority, identity))

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pool::keys::{self, IdentityWatch, KeyFiles, KeysError};
+use pool::keys::{self, KeyFiles, KeysError};
 use pool::metrics::Metrics;
 use proto::noise::{AuthoritySecretKey, Identity};
 
@@ -19,6 +19,7 @@ fn files(folder: &Path) -> KeyFiles {
         identity: folder.join("sub/identity.txt"),
         authority: folder.join("sub/authority.txt"),
         certificate_days: 90,
+        words: keys::WORDS,
     }
 }
 
@@ -165,7 +166,7 @@ fn a_changed_identity_is_taken_up_and_a_bad_one_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let files = identity_alone(folder.path(), 30);
     let start = files.load_or_make(NOW).unwrap();
-    let mut watch = IdentityWatch::new(files.clone(), start, Arc::new(Metrics::new()));
+    let mut watch = keys::watch(files.clone(), start, Arc::new(Metrics::new()));
     let mut current = watch.subscribe();
     watch.look(NOW);
     assert!(!current.has_changed().unwrap(), "nothing changed");
@@ -195,7 +196,7 @@ fn a_watched_certificate_is_renewed_where_the_authority_key_is() {
     let files = files(folder.path());
     let start = files.load_or_make(NOW).unwrap();
     let metrics = Arc::new(Metrics::new());
-    let mut watch = IdentityWatch::new(files, start, metrics.clone());
+    let mut watch = keys::watch(files, start, metrics.clone());
     let current = watch.subscribe();
     let later = NOW + 61 * DAY;
     watch.look(later);
@@ -212,7 +213,7 @@ async fn a_hangup_signal_reloads_at_once() {
     let fresh = || keys::make_identity(&authority(), None, now, 30).unwrap();
     let (first, second) = (fresh(), fresh());
     keys::replace_identity(&files.identity, &first).unwrap();
-    let watch = IdentityWatch::new(files.clone(), first, Arc::new(Metrics::new()));
+    let watch = keys::watch(files.clone(), first, Arc::new(Metrics::new()));
     let mut current = watch.subscribe();
     let stop = tokio_util::sync::CancellationToken::new();
     let task = tokio::spawn(watch.run(stop.clone()).unwrap());

@@ -1,0 +1,174 @@
+//! What command lines of this house have in common: how a program ends, logs, shows its keys and is asked
+//! whether it is ready. Called by `cli.rs` of the pool and of `job-declarator/cli`, which say what a
+//! person types.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage (clap's own), 78 bad configuration (EX_CONFIG), so that
+//! a supervisor can tell what a restart will not mend. Must never print a secret or a backtrace.
+
+use std::io::{IsTerminal, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::Path;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use proto::noise::Identity;
+use tracing_subscriber::EnvFilter;
+
+use crate::keys::{self, KeyFiles};
+use crate::limits::TURNS_PER_LOOK;
+use crate::settings::{ConfigError, LogFormat};
+
+/// What a command does until it ends.
+pub type Running = Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
+
+const FAILED: u8 = 1;
+const BAD_CONFIG: u8 = 78;
+
+/// From here on a panic is one line on stderr.
+pub fn own_up_to_bugs(program: &'static str) {
+    std::panic::set_hook(Box::new(move |panic| {
+        let what = panic.to_string().replace('\n', " ");
+        eprintln!("{program}: a bug, please report it: {what}");
+    }));
+}
+
+/// The exit code of what a command came to; a failure is one line on stderr.
+#[must_use]
+pub fn ended(program: &str, outcome: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = outcome else { return ExitCode::SUCCESS };
+    eprintln!("{program}: {error:#}");
+    // Also what turned out wrong only once the node was asked.
+    let bad_config = error.downcast_ref::<ConfigError>().is_some_and(|error| !error.may_pass());
+    ExitCode::from(if bad_config { BAD_CONFIG } else { FAILED })
+}
+
+/// Runs it on all cores.
+///
+/// # Errors
+/// Its own, or no threads.
+pub fn block_on(running: Running) -> anyhow::Result<()> {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.enable_all().event_interval(TURNS_PER_LOOK).build()?;
+    runtime.block_on(running)
+}
+
+/// Logs to stderr from here on.
+///
+/// # Errors
+/// Not a filter, or logging has started before.
+pub fn start_logging(format: LogFormat, filter: &str) -> anyhow::Result<()> {
+    let stderr = std::io::stderr;
+    let logging = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(filter)?)
+        .with_writer(stderr)
+        .with_ansi(stderr().is_terminal());
+    let started = match format {
+        LogFormat::Text => logging.try_init(),
+        LogFormat::Json => logging.json().flatten_event(true).try_init(),
+    };
+    started.map_err(|error| anyhow!("logging does not start: {error}"))
+}
+
+/// What clients need to know of the identity, and whether it holds now. `none_yet` is said where there is
+/// none.
+///
+/// # Errors
+/// No identity, or one that cannot be used.
+pub fn show_keys(out: &mut dyn Write, files: &KeyFiles, none_yet: &str) -> anyhow::Result<()> {
+    let path = &files.identity;
+    if !path.exists() {
+        bail!("no keys yet: {} is not there. {none_yet}", path.display());
+    }
+    let identity = keys::read_identity(path)?;
+    write_identity(out, path, &identity)?;
+    files.check_certificate(&identity, keys::unix_now())?;
+    Ok(())
+}
+
+/// Three lines: the authority's public key, the certificate's time, the file.
+///
+/// # Errors
+/// `out`'s.
+pub fn write_identity(
+    out: &mut dyn Write,
+    path: &Path,
+    identity: &Identity,
+) -> std::io::Result<()> {
+    let certificate = &identity.certificate;
+    let (from, until) =
+        (keys::utc_date(certificate.valid_from), keys::utc_date(certificate.not_valid_after));
+    writeln!(out, "authority public key: {}", identity.authority)?;
+    writeln!(out, "certificate: from {from} until {until} (UTC)")?;
+    writeln!(out, "identity: {}", path.display())
+}
+
+/// The page that a health check asks for, from this machine, whatever the port is bound to.
+#[must_use]
+pub fn ready_url(mut address: SocketAddr) -> String {
+    if address.ip().is_unspecified() {
+        let loopback = match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        };
+        address.set_ip(loopback);
+    }
+    format!("http://{address}/health/ready")
+}
+
+/// Longer than the page itself may take.
+const HEALTHCHECK_MAX: Duration = Duration::from_secs(3);
+/// The page is a line; what comes beyond is not ours.
+const HEALTHCHECK_ANSWER_MAX: u64 = 4_096;
+
+/// One GET, so plain that it needs no HTTP client: containers have no curl.
+///
+/// # Errors
+/// Nobody answers, or not with 200.
+pub fn healthcheck(url: &str) -> anyhow::Result<()> {
+    let rest = url.strip_prefix("http://").context("the url must start with http://")?;
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let unreachable = || format!("{host} does not answer");
+    let address = host.to_socket_addrs().with_context(unreachable)?.next();
+    let address = address.with_context(unreachable)?;
+    let mut stream =
+        TcpStream::connect_timeout(&address, HEALTHCHECK_MAX).with_context(unreachable)?;
+    stream.set_read_timeout(Some(HEALTHCHECK_MAX))?;
+    stream.set_write_timeout(Some(HEALTHCHECK_MAX))?;
+    let request = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).with_context(unreachable)?;
+    let mut answer = Vec::new();
+    stream.take(HEALTHCHECK_ANSWER_MAX).read_to_end(&mut answer).with_context(unreachable)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let status = answer.split_whitespace().nth(1).unwrap_or("nothing");
+    if status != "200" {
+        let body = answer.rsplit("\r\n\r\n").next().unwrap_or_default().trim();
+        bail!("not ready: {url} says {status} {body}");
+    }
+    Ok(())
+}
+
+/// A year: enough for a soak, and no overflow further on.
+const TIME_MAX_S: u64 = 366 * 86_400;
+
+/// "20s", "5m", "2h", "1d", or seconds without a unit.
+///
+/// # Errors
+/// What would be right, in words.
+pub fn parse_time(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (count, unit) = text.split_at(digits);
+    let unit_s = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return Err("a number and s, m, h or d, e.g. 20s".into()),
+    };
+    let count: u64 = count.parse().map_err(|_| "a number and s, m, h or d, e.g. 20s")?;
+    match count.checked_mul(unit_s) {
+        Some(seconds @ 1..=TIME_MAX_S) => Ok(Duration::from_secs(seconds)),
+        Some(_) | None => Err("from 1s to 366d".into()),
+    }
+}

@@ -1,0 +1,98 @@
+//! Values that types and bounds cannot judge and that more than one program has: addresses, texts for
+//! the coinbase, filters, numbers that must fit each other. Each refusal names the key and the value.
+
+use std::path::Path;
+
+use bitcoin::address::NetworkUnchecked;
+use bitcoin::{Address, Network, ScriptBuf};
+use tracing_subscriber::EnvFilter;
+
+use super::ConfigError;
+use crate::limits::TAG_MAX;
+
+/// A text for the coinbase.
+///
+/// # Errors
+/// `Value`.
+pub fn check_tag(key: &str, tag: &str) -> Result<(), ConfigError> {
+    if tag.len() > TAG_MAX || !tag.bytes().all(|byte| (0x20..0x7f).contains(&byte)) {
+        let why = format!("{tag:?} is not printable ASCII of at most {TAG_MAX} characters");
+        return Err(ConfigError::value(key, why));
+    }
+    Ok(())
+}
+
+/// A folder that has a name.
+///
+/// # Errors
+/// `Value`.
+pub fn check_folder(key: &str, folder: &Path) -> Result<(), ConfigError> {
+    if folder.as_os_str().is_empty() {
+        return Err(ConfigError::value(key, "\"\" names no folder"));
+    }
+    Ok(())
+}
+
+/// That `{key}_per_address` is no more than `key`.
+///
+/// # Errors
+/// `Value`.
+pub fn check_of_one(key: &str, of_one: u32, of_all: u32) -> Result<(), ConfigError> {
+    if of_one > of_all {
+        let why = format!("{of_one} is above {key}, which is {of_all}");
+        return Err(ConfigError::value(format!("{key}_per_address"), why));
+    }
+    Ok(())
+}
+
+/// A `log.filter`; `sample` is one that would do.
+///
+/// # Errors
+/// `Value`.
+pub fn check_filter(filter: &str, sample: &str) -> Result<(), ConfigError> {
+    EnvFilter::try_new(filter).map(drop).map_err(|error| {
+        let allowed = format!("it may be such as \"info\" or {sample:?}");
+        ConfigError::value("log.filter", format!("{filter:?}: {error}; {allowed}"))
+    })
+}
+
+/// Whether a node that is on `found` is one to mine with.
+///
+/// # Errors
+/// `NodeNetwork`.
+pub fn check_network(node: &str, found: Network, expected: Network) -> Result<(), ConfigError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(ConfigError::NodeNetwork { node: node.to_owned(), found, expected })
+}
+
+/// What pays to an address. Without a network any will do: to see that it is an address at all.
+///
+/// # Errors
+/// `Value` or `WrongNetwork`.
+pub fn address_script(
+    key: &str,
+    text: &str,
+    network: Option<Network>,
+) -> Result<ScriptBuf, ConfigError> {
+    let address: Address<NetworkUnchecked> = text.parse().map_err(|error| {
+        ConfigError::value(key, format!("{text} is not a Bitcoin address: {error}"))
+    })?;
+    if let Some(network) = network.filter(|network| !address.is_valid_for_network(*network)) {
+        return Err(ConfigError::WrongNetwork {
+            key: key.to_owned(),
+            address: text.to_owned(),
+            of: networks_of(&address),
+            network,
+        });
+    }
+    Ok(address.assume_checked().script_pubkey())
+}
+
+fn networks_of(address: &Address<NetworkUnchecked>) -> String {
+    let all =
+        [Network::Bitcoin, Network::Testnet, Network::Testnet4, Network::Signet, Network::Regtest];
+    let valid = all.into_iter().filter(|network| address.is_valid_for_network(*network));
+    valid.map(|network| network.to_string()).collect::<Vec<_>>().join(" or ")
+}
