@@ -4,10 +4,12 @@
 
 pub mod clock;
 pub mod command;
+pub mod config;
 pub mod declared;
 pub mod keys;
 pub mod limits;
 pub mod node;
 pub mod rate;
+pub mod run;
 pub mod settings;
 pub mod sv1;

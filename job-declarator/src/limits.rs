@@ -100,6 +100,14 @@ pub const TURNS_PER_LOOK: u32 = 8;
 pub const TAG_MAX: usize = 40;
 /// An identity is some 500 bytes; a key file beyond this is not one.
 pub const KEY_FILE_MAX: u64 = 16 * 1024;
+/// Pools in order of preference. With two or three a miner is covered; each costs a connection while
+/// the ones before it are away.
+pub const POOLS_MAX: usize = 8;
+/// Addresses that a pool is known to pay from its blocks. A pool has one, or a few in turn.
+pub const KNOWN_ADDRESSES_MAX: usize = 64;
+/// What pools credit, with a device's own name behind it: `.` and the name take the rest of the 128 bytes that
+/// a pool may bound a user identity to.
+pub const USER_MAX: usize = 90;
 
 // ---- the embedded chain ----
 
