@@ -28,6 +28,7 @@ use proto::template::{PrevHash, Template, TemplateId};
 pub use self::body::Body;
 pub use self::build::{BuiltJob, build};
 pub use self::coinbase::Coinbase;
+pub(crate) use self::coinbase::read_outputs;
 pub use self::custom::coinbase_only;
 pub use self::refusal::Refusal;
 pub use self::rule::Rule;

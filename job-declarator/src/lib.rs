@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod command;
 pub mod config;
+pub mod declarator;
 pub mod declared;
 pub mod keys;
 pub mod limits;
@@ -13,3 +14,4 @@ pub mod rate;
 pub mod run;
 pub mod settings;
 pub mod sv1;
+pub mod upstream;

@@ -120,6 +120,121 @@ pub const EMBEDDED_START_HEIGHT_MIN: u32 = 101;
 /// Preparing takes about half a millisecond a block.
 pub const EMBEDDED_START_HEIGHT_MAX: u32 = 10_000;
 
+// ---- which pool (upstream.rs) ----
+
+/// Pause after the first failure of a pool; doubled with each until it was sound again.
+pub const POOL_RETRY_FIRST_MS: u64 = 1_000;
+/// The longest of those pauses: with the time that a pool has to prove itself, and a spread of a quarter, a
+/// house is back within a minute of its pool's health.
+pub const POOL_RETRY_LAST_MS: u64 = 30_000;
+/// Pause after a pool said no (to a job, a share, a channel): it will again, and each try costs some work.
+pub const POOL_RETRY_REFUSED_MS: u64 = 45_000;
+/// A preferred pool that is back must have been good for so long before another is left for it.
+pub const POOL_RETURN_AFTER_MS: u64 = 10_000;
+/// In use for so long without a failure, a pool is sound: what was before does not count against it.
+pub const POOL_SOUND_AFTER_MS: u64 = 60_000;
+/// A pool that is dialled has so long before the one behind it is dialled, too.
+pub const POOL_STAGGER_MS: u64 = 3_000;
+
+// ---- a session with a pool (declarator.rs) ----
+
+/// From dialling until it can be mined on. A home's line and a busy pool need a second.
+pub const SESSION_SETUP_MAX_MS: u64 = 15_000;
+/// How long the pool may take to promise a custom job or not: ours waits up to 4 s for its node.
+pub const CUSTOM_ANSWER_MAX_MS: u64 = 10_000;
+/// A share without a word for twice as long as the pool ever took, but at least this: the pool is gone ...
+pub const SHARE_ANSWER_MIN_MS: u64 = 5_000;
+/// ... and at most this, for SRI's pool answers ten shares at once. Also what a pool may take at first, when
+/// nothing is known of it.
+pub const SHARE_ANSWER_MAX_MS: u64 = 120_000;
+/// Shares that were sent and have no answer: a pool that batches by thousands is none.
+pub const SHARES_UNANSWERED_MAX: usize = 4_096;
+/// Shares that wait for a job's promise: minutes of a fleet's at a pool's usual dozen a minute. Beyond, the
+/// newest is let go and counted.
+pub const SHARES_WAITING_MAX: usize = 4_096;
+/// Good shares that a pool refuses in a row before it is left. One or two are lost to races.
+pub const SHARES_REFUSED_IN_A_ROW_MAX: u32 = 5;
+/// The same for stale ones, of which a fast fleet has some with each tip.
+pub const SHARES_STALE_IN_A_ROW_MAX: u32 = 50;
+/// A session that was left still hears of its last shares for so long.
+pub const SESSION_LINGER_MS: u64 = 5_000;
+/// Sessions that linger at once; beyond, the oldest ends.
+pub const SESSIONS_LINGERING_MAX: usize = 4;
+/// Tries to have one job promised that the pool says is of an old tip; by then one of the two nodes is
+/// behind, and the pool's own jobs are mined until ours has another tip.
+pub const STALE_TRIES_MAX: u32 = 4;
+/// Pause before the first of them; doubled with each.
+pub const STALE_RETRY_MS: u64 = 1_000;
+/// Jobs whose shares are still known: those of three tips, at a template every half minute and more.
+pub const WORKS_KEPT_MAX: usize = 128;
+/// The fleet's rate is told to the pool this often at most.
+pub const FLEET_TOLD_EVERY_MS: u64 = 1_000;
+/// A pool that asks a share of the fleet more than twice as often, or seldom, than it should is told again
+/// this often: ours listens to one word in ten seconds.
+pub const FLEET_TOLD_AGAIN_MS: u64 = 15_000;
+/// H/s that a pool is told when nothing is known of the fleet: a Bitaxe.
+pub const FLEET_UNKNOWN: f64 = 1e12;
+/// A node that fails for so long is away: one that restarts its RPC between two calls is not.
+pub const NODE_AWAY_AFTER_MS: u64 = 3_000;
+/// Without a sign of life of the node for so long, its templates are not built upon any more.
+pub const NODE_SILENCE_MAX_MS: u64 = 20_000;
+/// A node that waits for something newer is asked for a sign of life this often.
+pub const NODE_ASKED_EVERY: Duration = Duration::from_secs(5);
+/// Pause before a node that failed is asked again; doubled up to the last.
+pub const NODE_PAUSE_FIRST: Duration = Duration::from_millis(250);
+/// The longest of them.
+pub const NODE_PAUSE_LAST: Duration = Duration::from_secs(5);
+/// A node that stays away for one reason is written of this often.
+pub const NODE_WAIT_SAID_EVERY: Duration = Duration::from_secs(60);
+/// Connecting to a pool, and then the handshake: devices give up as late.
+pub const LINK_CONNECT_MAX: Duration = Duration::from_secs(7);
+/// A pool that takes no byte for so long is gone.
+pub const LINK_WRITE_STALL: Duration = Duration::from_secs(10);
+/// Messages that wait for a link to take them; shares of seconds, or a template's.
+pub const LINK_QUEUE_MAX: usize = 1_024;
+/// What links, devices and the node say that waits for the declarator's task: it does each in microseconds.
+pub const CORE_QUEUE_MAX: usize = 1_024;
+
+// ---- devices (device.rs, door.rs) ----
+
+/// What is shown is this old at most, and the fleet is measured as often.
+pub const SHOWN_EVERY: Duration = Duration::from_secs(1);
+/// Shares from which a channel's rate is measured instead of taken from the pace that it is given.
+pub const FLEET_MEASURED_FROM: u64 = 30;
+/// Devices that left, on the page.
+pub const DEVICES_GONE_SHOWN: usize = 16;
+/// log2 of the easiest difficulty of a device: a NerdMiner of 20 kH/s finds a share in some ten seconds at 2^-14,
+/// and whatever is slower than that is one of a kind.
+pub const DEVICE_FLOOR_LOG2: i16 = -20;
+/// A device's row on the page is this old at most.
+pub const DEVICE_SHOWN_EVERY_MS: u64 = 2_000;
+/// A device that takes no byte for so long is dropped: its socket's buffer holds minutes of jobs.
+pub const DEVICE_WRITE_STALL: Duration = Duration::from_secs(20);
+/// A device that was refused may read why for so long.
+pub const DEVICE_GOODBYE: Duration = Duration::from_secs(2);
+/// What one read takes of a V1 device: some shares.
+pub const SV1_READ_MAX: usize = 4_096;
+/// Pause after a connection could not be accepted: out of file descriptors.
+pub const DOOR_PAUSE: Duration = Duration::from_millis(200);
+/// Connections that wait to be accepted.
+pub const DOOR_BACKLOG: u32 = 256;
+/// How long devices have to go when the program stops.
+pub const DEVICES_DRAIN: Duration = Duration::from_secs(3);
+
+// ---- found blocks (blocks.rs) ----
+
+/// Pause before a block is offered again to a node that gave no answer.
+pub const BLOCK_RETRY: Duration = Duration::from_secs(2);
+/// Settled blocks whose files are kept: a house finds one in years, a development chain some in a minute.
+pub const BLOCKS_SETTLED_KEPT: usize = 16;
+
+/// Switches that the page shows.
+pub const SWITCHES_SHOWN: usize = 32;
+
+const _: () =
+    assert!((POOL_RETRY_REFUSED_MS * 5 / 4) + POOL_RETURN_AFTER_MS + SESSION_SETUP_MAX_MS < 90_000);
+const _: () = assert!(POOL_RETRY_LAST_MS <= POOL_RETRY_REFUSED_MS);
+const _: () = assert!(SHARE_ANSWER_MIN_MS < SHARE_ANSWER_MAX_MS);
 const _: () = assert!(EMBEDDED_TRANSACTIONS_MAX as u64 * 381 < BLOCK_WEIGHT_MAX * 4 / 5);
 const _: () = assert!(BLOCK_TRANSACTIONS_MAX < 1 << proto::limits::MERKLE_PATH_MAX);
 const _: () = assert!(RPC_ANSWER_LEN_MAX > 3 * BLOCK_LEN_MAX);

@@ -199,7 +199,7 @@ fn check_script_sig_len(length: usize) -> Result<(), Refusal> {
 }
 
 /// Satoshi and script of each output; at least one.
-fn read_outputs(bytes: &[u8]) -> Result<Vec<(u64, &[u8])>, Refusal> {
+pub(crate) fn read_outputs(bytes: &[u8]) -> Result<Vec<(u64, &[u8])>, Refusal> {
     if bytes.len() > COINBASE_OUTPUTS_MAX {
         return Err(Refusal::CoinbaseTooLong(bytes.len()));
     }

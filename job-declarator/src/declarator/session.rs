@@ -1,0 +1,335 @@
+//! One session with a pool: its mining connection, and for own templates its job declaration connection,
+//! both as protocol clients; what was asked there and has no answer; whether the pool can be mined for.
+//! Owned by `declarator.rs`, which decides what is said.
+//!
+//! A session ends with its first failure, whose text the owner reads. It must never outlive one: what a pool
+//! did wrong once it does again in the next session, after a pause.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use proto::connection::Violation;
+use proto::declare::client as declare;
+use proto::job::JobId;
+use proto::limits::HOUSE_EXTRANONCE_LEN;
+use proto::message::{EXTENSION_WORKER_HASHRATE, setup_flags};
+use proto::mining::client::{self as mining, ChannelKind, ClientOptions};
+use proto::target::Target;
+use proto::template::TemplateId;
+use proto::wire::B032;
+use thiserror::Error;
+
+use super::outputs::BadOutputs;
+use super::{End, LinkId, Mode, PoolOptions};
+use crate::limits::{
+    SESSION_SETUP_MAX_MS, SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS, SHARES_REFUSED_IN_A_ROW_MAX,
+    SHARES_STALE_IN_A_ROW_MAX,
+};
+use crate::upstream::Kind;
+
+/// Tokens to have in hand: a new tip must not wait for one, nor the template behind it.
+const TOKENS: usize = 3;
+/// The code of every refusal that is about a tip and nothing else.
+pub(super) const STALE_CHAIN_TIP: &str = "stale-chain-tip";
+/// The code of a share whose tip is gone.
+const STALE_SHARE: &str = "stale-share";
+
+/// Why a session ended.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Failure {
+    /// A link could not be made or was lost, with what the system says.
+    #[error("{0}")]
+    Link(String),
+    /// The pool's answer is overdue.
+    #[error("it has not answered {what} for {seconds} s")]
+    Silent {
+        /// What was asked.
+        what: &'static str,
+        /// How long ago.
+        seconds: u64,
+    },
+    /// It could not be mined on in time.
+    #[error("it was not ready after {} s", SESSION_SETUP_MAX_MS / 1_000)]
+    NotReady,
+    /// It wants no such connection.
+    #[error("it refuses the connection: {0}")]
+    Setup(String),
+    /// It wants no such channel.
+    #[error("it opens no channel: {0}")]
+    Open(String),
+    /// It closed the channel.
+    #[error("it closed the channel: {0}")]
+    Closed(String),
+    /// It broke the protocol.
+    #[error("it broke the protocol: {0}")]
+    Violation(#[from] Violation),
+    /// It wants more than the owner gives.
+    #[error("{0}")]
+    Outputs(#[from] BadOutputs),
+    /// It refuses the owner's template.
+    #[error("it refuses your template: {0}")]
+    Declaration(String),
+    /// It refuses to have the owner's template mined.
+    #[error("it refuses your job: {0}")]
+    CustomJob(String),
+    /// It refuses shares that are good.
+    #[error("it refuses good shares: {0}")]
+    Shares(String),
+    /// It asks to be connected to anew.
+    #[error("it asks to be connected to anew")]
+    Reconnect,
+    /// A template that no job can be made of for this pool.
+    #[error("no job for it can be made: {0}")]
+    NoJob(String),
+    /// It does not read what it is sent.
+    #[error("it does not take what it is sent")]
+    Stalled,
+}
+
+impl Failure {
+    /// The pool said no, so that trying again at once is of no use.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::Link(_)
+            | Self::Silent { .. }
+            | Self::NotReady
+            | Self::Reconnect
+            | Self::Stalled => false,
+            Self::Setup(_)
+            | Self::Open(_)
+            | Self::Closed(_)
+            | Self::Violation(_)
+            | Self::Outputs(_)
+            | Self::Declaration(_)
+            | Self::CustomJob(_)
+            | Self::Shares(_)
+            | Self::NoJob(_) => true,
+        }
+    }
+}
+
+/// The channel with the pool.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Channel {
+    /// The pool's part of the extranonce.
+    pub(super) prefix: B032,
+    /// Ours, at least `HOUSE_EXTRANONCE_LEN`.
+    pub(super) size: usize,
+    /// What the pool takes as a share of jobs to come.
+    pub(super) target: Target,
+}
+
+impl Channel {
+    /// Bytes of the whole extranonce, as a coinbase has it.
+    pub(super) fn extranonce_len(&self) -> usize {
+        self.prefix.len() + self.size
+    }
+
+    /// Zeros between the pool's part and a house's own.
+    pub(super) fn padding(&self) -> usize {
+        self.size - HOUSE_EXTRANONCE_LEN
+    }
+}
+
+/// A share without an answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sent {
+    pub(super) sequence: u32,
+    pub(super) at_ms: u64,
+    /// What the pool takes as a share of its job.
+    pub(super) target: Target,
+}
+
+/// A custom job without an answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) request_id: u32,
+    pub(super) work: TemplateId,
+    pub(super) at_ms: u64,
+}
+
+/// A declaration without an answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Declared {
+    pub(super) request_id: u32,
+    pub(super) work: TemplateId,
+}
+
+/// See above.
+pub(super) struct Session {
+    pub(super) id: u64,
+    pub(super) pool: usize,
+    pub(super) kind: Kind,
+    pub(super) mining: mining::Client,
+    pub(super) declare: Option<declare::Client>,
+    pub(super) channel: Option<Channel>,
+    /// What a coinbase for the pool must have, as its newest token says.
+    pub(super) outputs: Option<Arc<[u8]>>,
+    /// Was told to `upstream`.
+    pub(super) is_ready: bool,
+    /// Left; ends then, mono ms.
+    pub(super) lingers_until_ms: Option<u64>,
+    began_ms: u64,
+    pub(super) asked: Vec<Asked>,
+    pub(super) declared: Vec<Declared>,
+    pub(super) unanswered: VecDeque<Sent>,
+    /// The longest that a share's answer took, once there was one.
+    slowest_ms: Option<u64>,
+    refused_in_a_row: u32,
+    stale_in_a_row: u32,
+    /// The fleet's rate as the pool knows it, and since when, mono ms.
+    pub(super) told: (f64, u64),
+}
+
+impl Session {
+    pub(super) fn new(
+        id: u64,
+        pool: (usize, &PoolOptions),
+        kind: Kind,
+        mode: Mode,
+        fleet: f64,
+        now_ms: u64,
+    ) -> Self {
+        let (pool, options) = pool;
+        let min_extranonce_size = HOUSE_EXTRANONCE_LEN as u16;
+        let channel = ChannelKind::Extended { min_extranonce_size };
+        let mut client = ClientOptions::new(channel, &options.user);
+        (client.endpoint_host, client.endpoint_port) = host_and_port(&options.address);
+        client.hardware_version = "job-declarator".to_owned();
+        client.nominal_hash_rate = fleet as f32;
+        client.extensions = vec![EXTENSION_WORKER_HASHRATE];
+        if kind == Kind::Own {
+            client.flags |= setup_flags::REQUIRES_WORK_SELECTION;
+        }
+        let declare = options.declare_address.as_deref().filter(|_| kind == Kind::Own);
+        let declare = declare.map(|address| {
+            let (endpoint_host, endpoint_port) = host_and_port(address);
+            declare::Client::new(declare::ClientOptions {
+                tells_transactions: mode == Mode::FullTemplate,
+                user_identifier: options.user.clone(),
+                tokens: TOKENS,
+                endpoint_host,
+                endpoint_port,
+                vendor: "smallholder".to_owned(),
+                firmware: env!("CARGO_PKG_VERSION").to_owned(),
+            })
+        });
+        Self {
+            id,
+            pool,
+            kind,
+            mining: mining::Client::new(client),
+            declare,
+            channel: None,
+            outputs: None,
+            is_ready: false,
+            lingers_until_ms: None,
+            began_ms: now_ms,
+            asked: Vec::new(),
+            declared: Vec::new(),
+            unanswered: VecDeque::new(),
+            slowest_ms: None,
+            refused_in_a_row: 0,
+            stale_in_a_row: 0,
+            told: (fleet, now_ms),
+        }
+    }
+
+    /// The links that it needs.
+    pub(super) fn ends(&self) -> impl Iterator<Item = LinkId> + use<> {
+        let session = self.id;
+        let declare = self.declare.is_some().then_some(End::Declare);
+        [Some(End::Mining), declare].into_iter().flatten().map(move |end| LinkId { session, end })
+    }
+
+    /// Everything is there that work for the pool needs.
+    pub(super) fn can_be_mined(&self) -> bool {
+        let has_work = match self.kind {
+            Kind::Own => self.outputs.is_some(),
+            Kind::Theirs => self.mining.work().is_some(),
+        };
+        self.channel.is_some() && has_work
+    }
+
+    /// What the pool owes us for too long.
+    pub(super) fn overdue(&self, now_ms: u64, custom_max_ms: u64) -> Option<Failure> {
+        let since = |at_ms: u64| now_ms.saturating_sub(at_ms);
+        let silent = |what, ms| Some(Failure::Silent { what, seconds: ms / 1_000 });
+        if !self.is_ready && since(self.began_ms) >= SESSION_SETUP_MAX_MS {
+            return Some(Failure::NotReady);
+        }
+        let share = self.unanswered.front().map(|sent| since(sent.at_ms));
+        if let Some(ms) = share.filter(|ms| *ms >= self.patience_ms()) {
+            return silent("a share", ms);
+        }
+        let custom = self.asked.first().map(|asked| since(asked.at_ms));
+        custom.filter(|ms| *ms >= custom_max_ms).and_then(|ms| silent("about a job", ms))
+    }
+
+    /// When `overdue` may have something, mono ms.
+    pub(super) fn deadline_ms(&self, custom_max_ms: u64) -> Option<u64> {
+        let setup = (!self.is_ready).then_some(self.began_ms + SESSION_SETUP_MAX_MS);
+        let share = self.unanswered.front().map(|sent| sent.at_ms + self.patience_ms());
+        let custom = self.asked.first().map(|asked| asked.at_ms + custom_max_ms);
+        let declare = self.declare.as_ref().and_then(declare::Client::deadline_ms);
+        [setup, share, custom, declare, self.lingers_until_ms].into_iter().flatten().min()
+    }
+
+    /// How long this pool may leave a share unanswered: twice what it ever took.
+    fn patience_ms(&self) -> u64 {
+        let twice = self.slowest_ms.map_or(SHARE_ANSWER_MAX_MS, |ms| ms.saturating_mul(2));
+        twice.clamp(SHARE_ANSWER_MIN_MS, SHARE_ANSWER_MAX_MS)
+    }
+
+    /// Shares up to this one are credited; those that are, in the order sent.
+    pub(super) fn acknowledged(&mut self, last_sequence: u32, now_ms: u64) -> Vec<Sent> {
+        let known = self.unanswered.iter().take_while(|sent| sent.sequence <= last_sequence);
+        let known = known.count();
+        let credited: Vec<Sent> = self.unanswered.drain(..known).collect();
+        if let Some(oldest) = credited.first() {
+            let took_ms = now_ms.saturating_sub(oldest.at_ms);
+            self.slowest_ms = self.slowest_ms.max(Some(took_ms));
+            (self.refused_in_a_row, self.stale_in_a_row) = (0, 0);
+        }
+        credited
+    }
+
+    /// A share is refused; a failure if that is one too many.
+    pub(super) fn refused(&mut self, sequence: u32, code: &str) -> Option<Failure> {
+        self.unanswered.retain(|sent| sent.sequence != sequence);
+        let (in_a_row, max) = if code == STALE_SHARE {
+            (&mut self.stale_in_a_row, SHARES_STALE_IN_A_ROW_MAX)
+        } else {
+            (&mut self.refused_in_a_row, SHARES_REFUSED_IN_A_ROW_MAX)
+        };
+        *in_a_row += 1;
+        (*in_a_row >= max).then(|| Failure::Shares(format!("{in_a_row} in a row, {code}")))
+    }
+
+    /// The request that this answer is of.
+    pub(super) fn take_asked(&mut self, request_id: u32) -> Option<TemplateId> {
+        let at = self.asked.iter().position(|asked| asked.request_id == request_id)?;
+        Some(self.asked.remove(at).work)
+    }
+
+    /// The declaration that this answer is of.
+    pub(super) fn take_declared(&mut self, request_id: u32) -> Option<TemplateId> {
+        let at = self.declared.iter().position(|declared| declared.request_id == request_id)?;
+        Some(self.declared.remove(at).work)
+    }
+}
+
+/// A job as the pool knows it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Promised {
+    pub(super) job: JobId,
+    /// What the pool takes as a share of it.
+    pub(super) target: Target,
+}
+
+/// `host:port`; an address without a port has been refused before.
+fn host_and_port(address: &str) -> (String, u16) {
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+    (host.trim_matches(['[', ']']).to_owned(), port.parse().unwrap_or(0))
+}

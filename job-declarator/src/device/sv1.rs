@@ -1,0 +1,164 @@
+//! A Stratum V1 device's connection: lines on the socket, `sv1::Session` between them and the mining server.
+//! Part of `device.rs`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use proto::limits::FRAME_HEADER_LEN;
+use proto::message::{FrameHeader, Message, Received, Tlvs};
+use proto::mining::Now;
+use proto::mining::server::Input;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{sleep_until, timeout};
+
+use super::{Device, Dialect, End, House, Names};
+use crate::limits::{DEVICE_WRITE_STALL, SV1_READ_MAX};
+use crate::sv1::{Out, Session, Terms};
+
+/// Serves one connection.
+pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, house: Arc<House>) {
+    // An answer of some bytes must not wait for the next; a link that is gone says so itself.
+    let _ = stream.set_nodelay(true);
+    let mut first = [0; 1];
+    let peek = timeout(house.handshake_deadline, stream.peek(&mut first));
+    match house.shutdown.run_until_cancelled(peek).await {
+        Some(Ok(Ok(1..))) => {}
+        // A probe, or one that says nothing.
+        _ => return,
+    }
+    let terms = Terms { shares_per_minute: house.policy.shares_per_minute, ..Terms::default() };
+    let session = Session::new(terms, house.clock.now());
+    let device = Device::new(house, peer, id, Dialect::V1, 0, Names::default());
+    let mut connection = Box::new(Sv1 { stream, session, device, lines: Vec::new() });
+    let end = connection.run().await;
+    connection.device.finish(&end).await;
+}
+
+struct Sv1 {
+    stream: TcpStream,
+    session: Session,
+    device: Device,
+    /// Said and not yet sent.
+    lines: Vec<u8>,
+}
+
+enum Event {
+    Bytes(Box<[u8; SV1_READ_MAX]>, usize),
+    Work,
+    Time,
+}
+
+impl Sv1 {
+    async fn run(&mut self) -> End {
+        let mut event = Event::Time;
+        loop {
+            let applied = self.apply(event).await;
+            // A last word says why.
+            let flushed = self.flush().await;
+            let next = match applied.and(flushed) {
+                Ok(()) => self.next().await,
+                Err(end) => Err(end),
+            };
+            match next {
+                Ok(next) => event = next,
+                Err(end) => return end,
+            }
+        }
+    }
+
+    /// Only waits.
+    async fn next(&mut self) -> Result<Event, End> {
+        let due_ms = self.device.deadline_ms();
+        let due_ms = self.session.deadline_ms().map_or(due_ms, |session| session.min(due_ms));
+        let due = self.device.house.clock.instant(due_ms);
+        let mut bytes = Box::new([0; SV1_READ_MAX]);
+        tokio::select! {
+            biased;
+            changed = self.device.work.changed() => {
+                changed.map(|()| Event::Work).map_err(|_| End::Stopping)
+            }
+            () = self.device.house.shutdown.cancelled() => Err(End::Stopping),
+            read = self.stream.read(&mut bytes[..]), if self.session.takes_more() => match read? {
+                0 => Err(End::Eof),
+                count => Ok(Event::Bytes(bytes, count)),
+            },
+            () = sleep_until(due) => Ok(Event::Time),
+        }
+    }
+
+    async fn apply(&mut self, event: Event) -> Result<(), End> {
+        let now = self.device.house.clock.now();
+        let mut out = Out::default();
+        let fed = match event {
+            Event::Bytes(bytes, count) => self.session.feed(now, &bytes[..count], &mut out),
+            Event::Work => {
+                self.device.on_work(now)?;
+                Ok(())
+            }
+            Event::Time => Ok(()),
+        };
+        self.session.time(now, &mut out);
+        self.device.keep_time(now)?;
+        let asked = self.ask(now, out).await;
+        self.device.worker = self.session.worker().map(Arc::from);
+        self.device.refused_early = self.session.refused();
+        if let Some(agent) =
+            self.session.user_agent().filter(|_| self.device.names.vendor.is_empty())
+        {
+            self.device.names.vendor = agent.to_owned();
+        }
+        fed?;
+        asked
+    }
+
+    /// Requests to the server and its words to the device, until neither has any.
+    async fn ask(&mut self, now: Now, mut out: Out) -> Result<(), End> {
+        loop {
+            self.lines.append(&mut out.lines);
+            let Device { server, out: said, .. } = &mut self.device;
+            for request in std::mem::take(&mut out.requests) {
+                server.handle(now, Input::Message(request.message(), Tlvs::NONE), said)?;
+            }
+            server.handle(now, Input::BurstEnd, said)?;
+            // Shares are handed in at once, each a batch of one: old devices send few.
+            server.close_batch(said);
+            self.device.worker = self.session.worker().map(Arc::from);
+            self.device.carry_out().await?;
+            let frames = std::mem::take(&mut self.device.out.frames);
+            if frames.is_empty() {
+                return Ok(());
+            }
+            self.hear(now, &frames, &mut out)?;
+        }
+    }
+
+    /// Our own server's frames, in clear.
+    fn hear(&mut self, now: Now, mut frames: &[u8], out: &mut Out) -> Result<(), End> {
+        while let Some((head, rest)) = frames.split_first_chunk::<FRAME_HEADER_LEN>() {
+            let header = FrameHeader::decode(*head);
+            let Some((payload, after)) = rest.split_at_checked(header.length) else { break };
+            frames = after;
+            let decoded = Message::decode(header.extension(), header.msg_type, payload);
+            if let Ok(Received::Known(message, _)) = decoded {
+                let heard = self.session.hear(now, &message, out);
+                if heard.is_err() {
+                    self.lines.append(&mut out.lines);
+                }
+                heard?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), End> {
+        let lines = std::mem::take(&mut self.lines);
+        if lines.is_empty() {
+            return Ok(());
+        }
+        match timeout(DEVICE_WRITE_STALL, self.stream.write_all(&lines)).await {
+            Ok(written) => Ok(written?),
+            Err(_) => Err(End::Stalled),
+        }
+    }
+}
