@@ -14,11 +14,43 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use proto::noise::Identity;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::keys::{self, KeyFiles};
 use crate::limits::TURNS_PER_LOOK;
 use crate::settings::{ConfigError, LogFormat};
+
+/// A token that SIGTERM or Ctrl-C cancels.
+#[must_use]
+pub fn cancelled_by_signal() -> CancellationToken {
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone();
+    tokio::spawn(async move {
+        wait_for_signal().await;
+        info!("stopping: what is open is brought to its end");
+        stop.cancel();
+    });
+    shutdown
+}
+
+/// SIGTERM (what `docker stop` and systemd send) or Ctrl-C.
+pub async fn wait_for_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+        }
+        Err(error) => {
+            warn!(%error, "SIGTERM cannot be caught; Ctrl-C can");
+            let _ = tokio::signal::ctrl_c().await;
+        }
+    }
+}
 
 /// What a command does until it ends.
 pub type Running = Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;

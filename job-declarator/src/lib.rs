@@ -2,13 +2,18 @@
 //! of its own (`node`). Both programs also have from here what they need to be configured, to keep their keys
 //! and to be run from a command line.
 
+pub mod blocks;
 pub mod clock;
 pub mod command;
 pub mod config;
 pub mod declarator;
 pub mod declared;
+pub mod device;
+pub mod door;
+pub mod feed;
 pub mod keys;
 pub mod limits;
+mod link;
 pub mod node;
 pub mod rate;
 pub mod run;

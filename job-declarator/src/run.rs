@@ -1,15 +1,668 @@
-//! The declarator as a whole: what is started in which order, who owns what, and how it stops. Called by
-//! the command line with a configuration that was checked.
+//! `job-declarator run`: start order, who owns what, shutdown. The page to read first.
+//!
+//! One task owns the `Declarator`; links to pools, devices and the node have tasks of their own and talk to it
+//! over bounded queues. Work goes to every device at once over a `watch`.
+//!
+//! Order: data folder, keys, ports, status page; then the node and the pools, whichever has work first; then the
+//! doors for devices. Must never open a door without work behind it, nor end because a pool or the node does.
 
-use anyhow::bail;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{File, TryLockError};
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
-use crate::config::Config;
+use anyhow::{Context, Result, bail};
+use bitcoin::Network;
+use proto::connection::SetupPolicy;
+use proto::extranonce::ExtranonceAllocator;
+use proto::message::{EXTENSION_WORKER_HASHRATE, setup_flags};
+use proto::mining::server::Policy;
+use proto::noise::{AuthorityPublicKey, Identity};
+use proto::target::Difficulty;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
-/// Runs until a signal.
+use crate::blocks::{self, BlocksHandle};
+use crate::clock::{Clock, unix_s};
+use crate::command::{cancelled_by_signal, wait_for_signal};
+use crate::config::{Config, DeclareMode};
+use crate::declarator::{
+    Declarator, Effect, Input, LinkId, Mode, Note, Options, OutputLimit, PoolOptions, Published,
+    Switch, View,
+};
+use crate::device::{DeviceSnapshot, Dialect, FromDevice, House};
+use crate::door::{Door, Room};
+use crate::feed::{self, FromNode, NodeFacts};
+use crate::keys::IdentityWatch;
+use crate::limits::{
+    CORE_QUEUE_MAX, DEVICE_FLOOR_LOG2, DEVICES_GONE_SHOWN, FLEET_MEASURED_FROM, LINK_QUEUE_MAX,
+    SHOWN_EVERY,
+};
+use crate::link::{self, FromLink, Goal};
+use crate::node::Node;
+use crate::node::embedded::{EmbeddedChain, EmbeddedOptions};
+use crate::node::late::LateNode;
+use crate::node::rpc::{RpcAuth, RpcNode, RpcOptions, RpcTimes};
+use crate::settings::{NodeKind, NodeLogin};
+use crate::upstream::Source;
+
+/// Runs until SIGTERM or Ctrl-C.
 ///
 /// # Errors
 /// What keeps it from starting.
-pub async fn run(config: Config) -> anyhow::Result<()> {
-    let address = config.devices.sv2_address;
-    bail!("not there yet: nothing would serve devices on {address}")
+pub async fn run(config: Config) -> Result<()> {
+    let shutdown = cancelled_by_signal();
+    let keys = CancellationToken::new();
+    let (authority, identity) = load_keys(&config, &keys)?;
+    let node = node_of(&config)?;
+    let running = start(settings_of(&config, identity)?, node).await?;
+    info!(
+        sv2 = %running.sv2,
+        sv1 = running.sv1.map(tracing::field::display),
+        authority_key = %authority,
+        "devices find this declarator there, once there is work"
+    );
+    shutdown.cancelled().await;
+    keys.cancel();
+    // A second signal does not wait.
+    tokio::select! {
+        () = running.stop() => info!("stopped"),
+        () = wait_for_signal() => warn!("stopped at once on a second signal"),
+    }
+    Ok(())
+}
+
+/// Who we are to devices, and a watch on the files that say so.
+fn load_keys(
+    config: &Config,
+    stop: &CancellationToken,
+) -> Result<(AuthorityPublicKey, watch::Receiver<Arc<Identity>>)> {
+    let data_dir = &config.declarator.data_dir;
+    make_data_dir(data_dir)?;
+    let files = config.key_files();
+    let identity = files.load_or_make(unix_s()).context("the declarator's keys")?;
+    let authority = identity.authority;
+    let watched = IdentityWatch::new(files, identity, |_| ());
+    let identity = watched.subscribe();
+    tokio::spawn(watched.run(stop.clone()).context("catching SIGHUP")?);
+    Ok((authority, identity))
+}
+
+/// What the configuration comes to.
+///
+/// # Errors
+/// An address or a key that is none.
+pub fn settings_of(config: &Config, identity: watch::Receiver<Arc<Identity>>) -> Result<Settings> {
+    let payout_script = config.payout_script()?.into_bytes();
+    let (mut pools, mut authorities) = (Vec::new(), Vec::new());
+    for (at, pool) in config.pool.iter().enumerate() {
+        let known = pool.known_scripts(at, config.network())?;
+        pools.push(PoolOptions {
+            name: pool.shown_name().to_owned(),
+            address: pool.address.clone(),
+            declare_address: pool.declares_at().map(str::to_owned),
+            user: config.user_at(pool).to_owned(),
+            limit: OutputLimit {
+                own: payout_script.clone(),
+                known: known.into_iter().map(bitcoin::ScriptBuf::into_bytes).collect(),
+                // At most 100, as the configuration was checked.
+                others_max_percent: pool.reward_to_others_max_percent as u8,
+            },
+        });
+        authorities.push(pool.authority(at)?);
+    }
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).context("randomness")?;
+    let devices = &config.devices;
+    Ok(Settings {
+        options: Options {
+            pools,
+            payout_script,
+            tag: config.declarator.tag.clone().into_bytes(),
+            mode: match config.declarator.mode {
+                DeclareMode::FullTemplate => Mode::FullTemplate,
+                DeclareMode::CoinbaseOnly => Mode::CoinbaseOnly,
+            },
+            refresh_ms: u64::from(config.declarator.own_job_refresh_s) * 1_000,
+            seed: u64::from_le_bytes(seed),
+        },
+        authorities,
+        network: config.network(),
+        sv2: devices.sv2_address,
+        sv1: Some(devices.sv1_address),
+        room: Room {
+            connections_max: devices.max_connections as usize,
+            per_address_max: devices.max_connections_per_address as usize,
+        },
+        policy: Policy {
+            shares_per_minute: f64::from(devices.shares_per_minute),
+            floor: Difficulty::from_log2(DEVICE_FLOOR_LOG2),
+            ..Policy::default()
+        },
+        handshake_deadline: Duration::from_secs(devices.handshake_deadline_s.into()),
+        first_channel: Duration::from_secs(devices.first_channel_s.into()),
+        data_dir: config.declarator.data_dir.clone(),
+        identity,
+    })
+}
+
+/// The node of the configuration. Bitcoin Core need not run yet.
+///
+/// # Errors
+/// The development chain cannot be opened, or Bitcoin Core's settings contradict each other.
+pub fn node_of(config: &Config) -> Result<Arc<dyn Node>> {
+    match config.node.kind {
+        NodeKind::Embedded => {
+            let data_dir = Some(config.declarator.data_dir.join("chain"));
+            let options = EmbeddedOptions { data_dir, ..EmbeddedOptions::default() };
+            Ok(Arc::new(EmbeddedChain::new(options).context("the development chain")?))
+        }
+        NodeKind::BitcoinCore => match bitcoin_core(config) {
+            Ok(node) => Ok(node),
+            // Its cookie appears when it starts.
+            Err(NoLogin::NotYet(_)) => {
+                let (name, config) =
+                    (format!("Bitcoin Core at {}", config.node_url()), config.clone());
+                let make = move || bitcoin_core(&config).map_err(|no_login| no_login.to_string());
+                Ok(Arc::new(LateNode::new(name, Box::new(make))))
+            }
+            Err(NoLogin::Never(error)) => Err(error),
+        },
+    }
+}
+
+/// Why Bitcoin Core cannot be asked.
+#[derive(Debug, thiserror::Error)]
+enum NoLogin {
+    #[error("{0}")]
+    NotYet(String),
+    #[error("{0:#}")]
+    Never(anyhow::Error),
+}
+
+fn bitcoin_core(config: &Config) -> Result<Arc<dyn Node>, NoLogin> {
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    let auth = match config.node_login(home.as_deref()) {
+        Ok(NodeLogin::Cookie(file)) => RpcAuth::CookieFile(file),
+        Ok(NodeLogin::Password { user, password }) => {
+            RpcAuth::UserPass { user, password: password.expose().to_owned() }
+        }
+        Err(error) if error.may_pass() => return Err(NoLogin::NotYet(error.to_string())),
+        Err(error) => return Err(NoLogin::Never(error.into())),
+    };
+    let options = RpcOptions { url: config.node_url(), auth, times: RpcTimes::default() };
+    let node = RpcNode::new(options).context("node.url").map_err(NoLogin::Never)?;
+    Ok(Arc::new(node))
+}
+
+/// Everything that is decided before the start.
+pub struct Settings {
+    /// What the declarator goes by.
+    pub options: Options,
+    /// Each pool's authority key, in the order of `options.pools`.
+    pub authorities: Vec<AuthorityPublicKey>,
+    /// What the node must be on.
+    pub network: Network,
+    /// For Stratum V2 devices.
+    pub sv2: SocketAddr,
+    /// For Stratum V1 devices.
+    pub sv1: Option<SocketAddr>,
+    /// How many devices.
+    pub room: Room,
+    /// How channels are run.
+    pub policy: Policy,
+    /// From accept to the answer of SetupConnection.
+    pub handshake_deadline: Duration,
+    /// Until a connection must have opened a channel.
+    pub first_channel: Duration,
+    /// Blocks and keys.
+    pub data_dir: PathBuf,
+    /// Who we are to devices.
+    pub identity: watch::Receiver<Arc<Identity>>,
+}
+
+/// All that can be shown.
+#[derive(Debug, Clone)]
+pub struct Shown {
+    /// What the declarator says.
+    pub view: View,
+    /// Devices, by id.
+    pub devices: Vec<Arc<DeviceSnapshot>>,
+    /// Who went last and why: peer, reason, unix seconds.
+    pub gone: VecDeque<(SocketAddr, String, u32)>,
+    /// The monotonic clock that `view` counts by, ms.
+    pub now_ms: u64,
+    /// Unix seconds.
+    pub now: u32,
+}
+
+/// A declarator that runs.
+pub struct Running {
+    /// Where Stratum V2 devices connect, once there is work.
+    pub sv2: SocketAddr,
+    /// Where Stratum V1 devices do.
+    pub sv1: Option<SocketAddr>,
+    /// Work, once there is any.
+    pub work: watch::Receiver<Option<Published>>,
+    /// What can be shown, a second old at most.
+    pub shown: watch::Receiver<Arc<Shown>>,
+    /// The node.
+    pub node: watch::Receiver<NodeFacts>,
+    /// Blocks.
+    pub blocks: BlocksHandle,
+    stop: CancellationToken,
+    core: JoinHandle<()>,
+    doors: JoinHandle<()>,
+    _data_dir_lock: File,
+}
+
+impl Running {
+    /// Ends every connection and every task, the devices' last shares first.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        for (task, how) in [("doors", self.doors.await), ("declarator", self.core.await)] {
+            if let Err(error) = how {
+                warn!(task, %error, "a task failed");
+            }
+        }
+    }
+}
+
+/// Starts everything and returns at once; devices can connect when there is work.
+pub async fn start(settings: Settings, node: Arc<dyn Node>) -> Result<Running> {
+    let lock = take_data_dir(&settings.data_dir)?;
+    let sv2 = Door::take("devices.sv2_address", settings.sv2, Dialect::V2)?;
+    let sv1 = settings.sv1.map(|at| Door::take("devices.sv1_address", at, Dialect::V1));
+    let sv1 = sv1.transpose()?;
+    let (sv2_at, sv1_at) = (sv2.address, sv1.as_ref().map(|door| door.address));
+
+    let stop = CancellationToken::new();
+    let clock = Clock::start();
+    let blocks = blocks::spawn(&settings.data_dir, Arc::clone(&node), stop.clone());
+    let blocks = blocks.context("the folder of found blocks")?;
+    let (node_says, from_node) = mpsc::channel(CORE_QUEUE_MAX);
+    let facts = feed::spawn(node, settings.network, node_says, stop.clone());
+    let (devices_say, from_devices) = mpsc::channel(CORE_QUEUE_MAX);
+    let (links_say, from_links) = mpsc::channel(CORE_QUEUE_MAX);
+
+    let Settings { options, authorities, policy, identity, .. } = settings;
+    let goals = options.pools.iter().zip(authorities);
+    let goals = goals.map(|(pool, authority)| {
+        (pool.address.clone(), pool.declare_address.clone().unwrap_or_default(), authority)
+    });
+    let goals = goals.collect();
+    let names = options.pools.iter().map(|pool| pool.name.clone()).collect();
+    let declarator = Declarator::new(options);
+    let view = Shown {
+        view: declarator.view(0),
+        devices: Vec::new(),
+        gone: VecDeque::new(),
+        now_ms: 0,
+        now: clock.now().unix_s,
+    };
+    let (work, published) = watch::channel(None);
+    let (show, shown) = watch::channel(Arc::new(view));
+    let core = Core {
+        declarator,
+        clock,
+        goals,
+        names,
+        links: BTreeMap::new(),
+        links_say,
+        devices: BTreeMap::new(),
+        gone: VecDeque::new(),
+        work,
+        show,
+        stop: stop.clone(),
+    };
+    let core = tokio::spawn(core.run(from_node, from_links, from_devices));
+
+    let house = HouseParts {
+        policy: Arc::new(policy),
+        identity,
+        core: devices_say,
+        blocks: blocks.clone(),
+        handshake_deadline: settings.handshake_deadline,
+        first_channel: settings.first_channel,
+        clock,
+        room: settings.room,
+    };
+    let doors = open_doors(house, sv2, sv1, published.clone(), stop.clone());
+    let doors = tokio::spawn(doors);
+    Ok(Running {
+        sv2: sv2_at,
+        sv1: sv1_at,
+        work: published,
+        shown,
+        node: facts,
+        blocks,
+        stop,
+        core,
+        doors,
+        _data_dir_lock: lock,
+    })
+}
+
+/// What stands before there is work.
+struct HouseParts {
+    policy: Arc<Policy>,
+    identity: watch::Receiver<Arc<Identity>>,
+    core: mpsc::Sender<FromDevice>,
+    blocks: BlocksHandle,
+    handshake_deadline: Duration,
+    first_channel: Duration,
+    clock: Clock,
+    room: Room,
+}
+
+/// Waits for the first work, opens both doors, and passes on what is published to everybody behind them.
+async fn open_doors(
+    parts: HouseParts,
+    sv2: Door,
+    sv1: Option<Door>,
+    mut published: watch::Receiver<Option<Published>>,
+    stop: CancellationToken,
+) {
+    let first = async {
+        loop {
+            if let Some(first) = published.borrow_and_update().clone() {
+                return Some(first);
+            }
+            published.changed().await.ok()?;
+        }
+    };
+    let Some(Some(first)) = stop.run_until_cancelled(first).await else { return };
+    let (pass_on, work) = watch::channel(first);
+    let house = House {
+        policy: parts.policy,
+        setup: SetupPolicy {
+            supported_flags: setup_flags::REQUIRES_STANDARD_JOBS
+                | setup_flags::REQUIRES_VERSION_ROLLING,
+            supported_extensions: &[EXTENSION_WORKER_HASHRATE],
+            ..SetupPolicy::MINING
+        },
+        identity: parts.identity,
+        work,
+        channels: ExtranonceAllocator::for_house(),
+        core: parts.core,
+        blocks: parts.blocks,
+        handshake_deadline: parts.handshake_deadline,
+        first_channel: parts.first_channel,
+        clock: parts.clock,
+        shutdown: stop.clone(),
+    };
+    let (house, ids) = (Arc::new(house), Arc::new(AtomicU64::new(1)));
+    let mut open = Vec::new();
+    for door in [Some(sv2), sv1].into_iter().flatten() {
+        let address = door.address;
+        match door.open(parts.room, Arc::clone(&house), Arc::clone(&ids)) {
+            Ok(door) => {
+                info!(%address, "devices can connect");
+                open.push(door);
+            }
+            Err(error) => tracing::error!(%error, "no device can connect there"),
+        }
+    }
+    drop(house);
+    while let Some(Ok(())) = stop.run_until_cancelled(published.changed()).await {
+        if let Some(newest) = published.borrow_and_update().clone() {
+            pass_on.send_replace(newest);
+        }
+    }
+    for door in open {
+        let _ = door.await;
+    }
+}
+
+/// The declarator's task.
+struct Core {
+    declarator: Declarator,
+    clock: Clock,
+    /// Of each pool: its two addresses and its key.
+    goals: Vec<(String, String, AuthorityPublicKey)>,
+    names: Vec<String>,
+    /// Dropped to hang up.
+    links: BTreeMap<LinkId, mpsc::Sender<Vec<u8>>>,
+    links_say: mpsc::Sender<FromLink>,
+    devices: BTreeMap<u64, Arc<DeviceSnapshot>>,
+    gone: VecDeque<(SocketAddr, String, u32)>,
+    work: watch::Sender<Option<Published>>,
+    show: watch::Sender<Arc<Shown>>,
+    stop: CancellationToken,
+}
+
+enum Event {
+    Node(FromNode),
+    Link(FromLink),
+    Device(FromDevice),
+    Time,
+}
+
+impl Core {
+    async fn run(
+        mut self,
+        mut node: mpsc::Receiver<FromNode>,
+        mut links: mpsc::Receiver<FromLink>,
+        mut devices: mpsc::Receiver<FromDevice>,
+    ) {
+        self.apply(Event::Time);
+        let mut show_at = Instant::now();
+        loop {
+            let now = self.clock.now();
+            let due = self.declarator.deadline_ms(now.mono_ms);
+            let due = due.map_or(show_at, |due| self.clock.instant(due).min(show_at));
+            let event = tokio::select! {
+                Some(said) = node.recv() => Event::Node(said),
+                Some(said) = links.recv() => Event::Link(said),
+                Some(said) = devices.recv() => Event::Device(said),
+                () = self.stop.cancelled() => break,
+                () = sleep_until(due) => Event::Time,
+            };
+            self.apply(event);
+            if Instant::now() >= show_at {
+                self.measure_fleet();
+                self.show();
+                show_at = Instant::now() + SHOWN_EVERY;
+            }
+        }
+        // Devices hand in their last shares, which the pool may still take.
+        while let Some(said) = devices.recv().await {
+            self.apply(Event::Device(said));
+        }
+        self.show();
+    }
+
+    fn apply(&mut self, event: Event) {
+        let input = match &event {
+            Event::Node(FromNode::Template(_)) => None,
+            Event::Node(FromNode::Answers) => Some(Input::NodeAnswers),
+            Event::Node(FromNode::Away(why)) => Some(Input::NodeAway(why.clone())),
+            Event::Link(FromLink::Up(link)) => Some(Input::LinkUp(*link)),
+            Event::Link(FromLink::Frame(link, header, payload)) => {
+                Some(Input::Frame(*link, *header, payload))
+            }
+            Event::Link(FromLink::Down(link, why)) => Some(Input::LinkDown(*link, why.clone())),
+            Event::Link(FromLink::Stalled(link)) => Some(Input::LinkStalled(*link)),
+            Event::Device(_) => None,
+            Event::Time => Some(Input::Time),
+        };
+        if let Some(input) = input {
+            return self.handle(input);
+        }
+        match event {
+            Event::Node(FromNode::Template(template)) => self.handle(Input::Template(*template)),
+            Event::Device(said) => self.on_device(said),
+            Event::Node(_) | Event::Link(_) | Event::Time => {}
+        }
+    }
+
+    fn on_device(&mut self, said: FromDevice) {
+        match said {
+            FromDevice::Shares(groups) => self.handle(Input::Shares(groups)),
+            FromDevice::Block(block) => self.handle(Input::Block(block)),
+            FromDevice::Shown(row) => {
+                self.devices.insert(row.id, Arc::from(row));
+            }
+            FromDevice::Gone(id, why) => {
+                if let Some(row) = self.devices.remove(&id) {
+                    if self.gone.len() >= DEVICES_GONE_SHOWN {
+                        self.gone.pop_front();
+                    }
+                    self.gone.push_back((row.peer, why, self.clock.now().unix_s));
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, input: Input<'_>) {
+        let mut effects = Vec::new();
+        self.declarator.handle(self.clock.now(), input, &mut effects);
+        let mut stalled = self.carry_out(effects);
+        // Each session fails once, so this ends.
+        while let Some(link) = stalled.pop() {
+            let mut effects = Vec::new();
+            let input = Input::LinkStalled(link);
+            self.declarator.handle(self.clock.now(), input, &mut effects);
+            stalled.extend(self.carry_out(effects));
+        }
+    }
+
+    /// The links that do not take what they are sent.
+    fn carry_out(&mut self, effects: Vec<Effect>) -> Vec<LinkId> {
+        let mut stalled = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Dial { link, pool, elsewhere } => self.dial(link, pool, elsewhere),
+                Effect::Send(link, frames) => {
+                    let Some(queue) = self.links.get(&link) else { continue };
+                    // One that has ended says so itself.
+                    if let Err(mpsc::error::TrySendError::Full(_)) = queue.try_send(frames) {
+                        stalled.push(link);
+                    }
+                }
+                Effect::Hang(link) => {
+                    self.links.remove(&link);
+                }
+                Effect::Publish(published) => {
+                    self.work.send_replace(Some(published));
+                }
+                Effect::Note(note) => self.say(&note),
+            }
+        }
+        stalled
+    }
+
+    fn dial(&mut self, link: LinkId, pool: usize, elsewhere: Option<crate::declarator::Elsewhere>) {
+        let Some((mining, declare, authority)) = self.goals.get(pool) else { return };
+        let address = match link.end {
+            crate::declarator::End::Mining => mining,
+            crate::declarator::End::Declare => declare,
+        };
+        let address = match elsewhere {
+            None => address.clone(),
+            Some(elsewhere) => {
+                let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
+                let host = elsewhere.host.unwrap_or_else(|| host.to_owned());
+                let port = elsewhere.port.map_or(port.to_owned(), |port| port.to_string());
+                format!("{host}:{port}")
+            }
+        };
+        let goal = Goal { link, address, authority: *authority };
+        let (queue, frames) = mpsc::channel(LINK_QUEUE_MAX);
+        self.links.insert(link, queue);
+        tokio::spawn(link::run(goal, frames, self.links_say.clone()));
+    }
+
+    /// What the devices do together: measured where there are shares enough, else what their pace aims at.
+    fn measure_fleet(&mut self) {
+        let channels = self.devices.values().flat_map(|device| &device.channels);
+        let rates = channels.map(|channel| {
+            let is_measured = channel.accepted >= FLEET_MEASURED_FROM;
+            if is_measured { channel.hash_rate.minute.estimate } else { channel.aimed_rate }
+        });
+        let fleet = rates.sum();
+        self.handle(Input::Fleet(fleet));
+    }
+
+    fn show(&mut self) {
+        let now = self.clock.now();
+        let shown = Shown {
+            view: self.declarator.view(now.mono_ms),
+            devices: self.devices.values().cloned().collect(),
+            gone: self.gone.clone(),
+            now_ms: now.mono_ms,
+            now: now.unix_s,
+        };
+        self.show.send_replace(Arc::new(shown));
+    }
+
+    fn name_of(&self, source: Source) -> String {
+        use crate::upstream::Kind;
+        match source {
+            Source::Solo => "solo".to_owned(),
+            Source::Pool { pool, kind } => {
+                let name = self.names.get(pool).map_or("?", String::as_str);
+                match kind {
+                    Kind::Own => format!("{name}, your template"),
+                    Kind::Theirs => format!("{name}, its template"),
+                }
+            }
+        }
+    }
+
+    fn say(&self, note: &Note) {
+        let name = |pool: &usize| self.names.get(*pool).map_or("?", String::as_str);
+        match note {
+            Note::Switched(Switch { from, to, reason, idle_ms, idle_hashes, .. }) => {
+                let (from, to) = (self.name_of(*from), self.name_of(*to));
+                let idle_s = *idle_ms as f64 / 1_000.0;
+                info!(from, to, reason, idle_s, idle_hashes, "devices work for another");
+            }
+            Note::PoolFailed { pool, why } => {
+                warn!(pool = name(pool), why, "a pool cannot be used")
+            }
+            Note::NodeAway(why) => warn!(why, "your node cannot be built upon"),
+            Note::NodeBack => info!("your node can be built upon"),
+            Note::NodeBehind => {
+                warn!("every pool says that your node's tip is an old one: is it connected?");
+            }
+            Note::NotPromised { pool, code } => {
+                warn!(pool = name(pool), code, "the pool has not promised your template yet");
+            }
+            Note::Promised { pool, height } => {
+                info!(pool = name(pool), height, "the pool has promised your template");
+            }
+        }
+    }
+}
+
+fn make_data_dir(data_dir: &Path) -> Result<()> {
+    let mut folder = std::fs::DirBuilder::new();
+    folder.recursive(true).mode(0o700);
+    folder
+        .create(data_dir)
+        .with_context(|| format!("making the data folder {}", data_dir.display()))
+}
+
+/// Makes the data folder and locks it: two programs on one folder would be two owners of the same keys.
+fn take_data_dir(data_dir: &Path) -> Result<File> {
+    make_data_dir(data_dir)?;
+    let path = data_dir.join("lock");
+    let lock = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => {
+            bail!("another program uses the data folder {}", data_dir.display())
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("locking {}", path.display()))
+        }
+    }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bitcoin::Address;
+use job_declarator::command::cancelled_by_signal;
 use proto::template::sha256d;
 use ruint::aliases::U256;
 use serde::Serialize;
@@ -59,7 +60,7 @@ const SHARES_PER_MINUTE: u32 = 120;
 
 /// `pool demo`: until its time is up or a signal.
 pub async fn run(options: DemoOptions) -> Result<()> {
-    demo(options, run::cancelled_by_signal()).await.map(drop)
+    demo(options, cancelled_by_signal()).await.map(drop)
 }
 
 /// Runs the demo; `Err` also if it was to stop by itself and no share or no block was accepted.

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use job_declarator::clock::{Clock, unix_s};
+use job_declarator::command::{cancelled_by_signal, wait_for_signal};
 use job_declarator::declared::Rule;
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
 use job_declarator::node::rpc::{RpcAuth, RpcNode, RpcOptions, RpcTimes};
@@ -137,19 +138,6 @@ pub async fn run(config: Config) -> Result<()> {
         () = wait_for_signal() => warn!("stopped at once on a second signal"),
     }
     Ok(())
-}
-
-/// A token that SIGTERM or Ctrl-C cancels.
-#[must_use]
-pub fn cancelled_by_signal() -> CancellationToken {
-    let shutdown = CancellationToken::new();
-    let stop = shutdown.clone();
-    tokio::spawn(async move {
-        wait_for_signal().await;
-        info!("stopping: miners are told, open batches are committed");
-        stop.cancel();
-    });
-    shutdown
 }
 
 /// Starts everything; `shutdown` gives up a start that waits for a node or a store.
@@ -539,23 +527,6 @@ async fn wait_for_chain(node: &dyn Node, shutdown: &CancellationToken) -> Result
         tokio::select! {
             () = shutdown.cancelled() => bail!("stopped while waiting for the node: {why}"),
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(NODE_RETRY_MAX),
-        }
-    }
-}
-
-/// SIGTERM (what `docker stop` and systemd send) or Ctrl-C.
-async fn wait_for_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
-            }
-        }
-        Err(error) => {
-            warn!(%error, "SIGTERM cannot be caught; Ctrl-C can");
-            let _ = tokio::signal::ctrl_c().await;
         }
     }
 }

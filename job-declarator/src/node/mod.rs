@@ -10,6 +10,7 @@ pub(crate) mod assemble;
 pub mod embedded;
 #[cfg(feature = "ipc")]
 pub mod ipc;
+pub mod late;
 pub mod rpc;
 
 use std::future::Future;
