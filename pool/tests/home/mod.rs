@@ -89,11 +89,8 @@ impl PoolRig {
 
     /// How the house knows it.
     pub(crate) fn options(&self, name: &str) -> (PoolOptions, AuthorityPublicKey) {
-        let limit = OutputLimit {
-            own: OWN_SCRIPT.to_vec(),
-            known: Vec::new(),
-            others_max_percent: 100,
-        };
+        let limit =
+            OutputLimit { own: OWN_SCRIPT.to_vec(), known: Vec::new(), others_max_percent: 100 };
         let options = PoolOptions {
             name: name.to_owned(),
             address: self.mining.address.to_string(),
@@ -209,7 +206,7 @@ impl Home {
         let folder = tempfile::tempdir().unwrap();
         let secret = make_authority(&folder.path().join("authority.txt")).unwrap();
         let now = job_declarator::clock::unix_s();
-        let identity = make_identity(&secret, now, 1).unwrap();
+        let identity = make_identity(&secret, None, now, 1).unwrap();
         let authority = identity.authority;
         // Its sender is gone, and the last value stays.
         let (_, identity) = watch::channel(Arc::new(identity));

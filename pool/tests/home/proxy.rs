@@ -37,7 +37,8 @@ impl Proxy {
             while let Ok((near, _)) = listener.accept().await {
                 let seen = seen.clone();
                 tokio::spawn(async move {
-                    if *seen.borrow() == Way::Cut {
+                    let is_cut = *seen.borrow() == Way::Cut;
+                    if is_cut {
                         return;
                     }
                     let Ok(far) = TcpStream::connect(target).await else { return };
@@ -79,7 +80,8 @@ async fn carry(
             }
             read = from.read(&mut bytes) => {
                 let Ok(count @ 1..) = read else { return };
-                match *way.borrow() {
+                let now = *way.borrow();
+                match now {
                     Way::Cut => return,
                     Way::BlackHole => {
                         fell_in = true;
