@@ -88,9 +88,9 @@ impl BlocksHandle {
         self.seen.subscribe()
     }
 
-    /// Returns when the block is on disk. One that cannot be written is said loudly and offered by nobody but
-    /// the pool, which has its share.
-    pub async fn keep(&self, found: &FoundBlock) {
+    /// Returns when the block is on disk, to be offered with `offer`. One that cannot be written is said loudly
+    /// and offered by nobody but the pool, which has its share.
+    pub async fn keep(&self, found: &FoundBlock, finder: &str) {
         let template = found.job.template();
         let hash = BlockHash::from_byte_array(found.hash);
         let bytes = found.job.block(&found.header, &found.extranonce);
@@ -98,7 +98,7 @@ impl BlocksHandle {
             hash: found.hash,
             height: bytes.is_some().then_some(template.height),
             at: unix_s(),
-            finder: found.owner.worker.to_string(),
+            finder: finder.to_owned(),
             state: if bytes.is_some() { BlockState::OnItsWay } else { BlockState::WithThePool },
         };
         info!(%hash, finder = seen.finder, "BLOCK FOUND");
@@ -107,9 +107,14 @@ impl BlocksHandle {
         let (dir, name) = (Arc::clone(&self.dir), format!("{}-{hash}.{BLOCK}", template.height));
         let written = tokio::task::spawn_blocking(move || write_durably(&dir, &name, &bytes)).await;
         match written.map_err(io::Error::other).and_then(|written| written) {
-            Ok(()) => self.news.notify_one(),
+            Ok(()) => {}
             Err(error) => error!(%hash, %error, "a found block cannot be written to disk"),
         }
+    }
+
+    /// Offers what is kept to the node, now.
+    pub fn offer(&self) {
+        self.news.notify_one();
     }
 
     async fn offer_all(self, node: Arc<dyn Node>) {
@@ -120,7 +125,7 @@ impl BlocksHandle {
             });
             let mut is_left = false;
             for file in unsettled {
-                is_left |= !self.offer(&*node, &file).await;
+                is_left |= !self.offer_one(&*node, &file).await;
             }
             if is_left {
                 sleep(BLOCK_RETRY).await;
@@ -131,7 +136,7 @@ impl BlocksHandle {
     }
 
     /// `true` once the node has answered.
-    async fn offer(&self, node: &dyn Node, file: &Path) -> bool {
+    async fn offer_one(&self, node: &dyn Node, file: &Path) -> bool {
         let bytes = match fs::read(file) {
             Ok(bytes) => bytes,
             Err(error) => {

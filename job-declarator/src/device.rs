@@ -238,15 +238,28 @@ impl Device {
         Ok(())
     }
 
-    /// Does what the server asked for. Blocks first of all, whatever stands before them.
+    /// Does what the server asked for. A block is on disk first of all; then its share goes on its way, and in
+    /// the same moment the block to the node: the other way round the tip would move under the share.
     pub(crate) async fn carry_out(&mut self) -> Result<(), End> {
         while !self.out.effects.is_empty() {
+            if self.out.effects.iter().any(|effect| matches!(effect, Effect::BlockFound(_))) {
+                self.server.close_batch(&mut self.out);
+            }
             let effects = std::mem::take(&mut self.out.effects).into_iter();
             let (blocks, rest): (Vec<_>, Vec<_>) =
                 effects.partition(|effect| matches!(effect, Effect::BlockFound(_)));
-            for effect in blocks.into_iter().chain(rest) {
+            for effect in &blocks {
+                if let Effect::BlockFound(found) = effect {
+                    let finder = self.name_of(&found.owner);
+                    self.house.blocks.keep(found, &finder).await;
+                }
+            }
+            for effect in rest.into_iter().chain(blocks) {
                 match effect {
-                    Effect::BlockFound(found) => self.bring_block(found).await?,
+                    Effect::BlockFound(found) => {
+                        self.tell(FromDevice::Block(found)).await?;
+                        self.house.blocks.offer();
+                    }
                     Effect::Credit(batch) => self.hand_in(batch).await?,
                     said @ (Effect::Acknowledged { .. }
                     | Effect::Refused { .. }
@@ -260,14 +273,6 @@ impl Device {
             }
         }
         Ok(())
-    }
-
-    async fn bring_block(&mut self, mut found: Box<FoundBlock>) -> Result<(), End> {
-        if let Some(worker) = &self.worker {
-            found.owner.worker = Arc::clone(worker);
-        }
-        self.house.blocks.keep(&found).await;
-        self.tell(FromDevice::Block(found)).await
     }
 
     /// The declarator's task has the shares: from here on they are counted whatever happens.

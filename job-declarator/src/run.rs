@@ -587,7 +587,8 @@ impl Core {
             let is_measured = channel.accepted >= FLEET_MEASURED_FROM;
             if is_measured { channel.hash_rate.minute.estimate } else { channel.aimed_rate }
         });
-        let fleet = rates.sum();
+        // An empty sum of floats is minus zero.
+        let fleet = rates.fold(0.0, |sum, rate| sum + rate);
         self.handle(Input::Fleet(fleet));
     }
 

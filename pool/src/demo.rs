@@ -54,9 +54,9 @@ const BLOCK_S: f64 = 0.6;
 /// How long the machine's speed is measured.
 const MEASURED_FOR: Duration = Duration::from_millis(100);
 /// 2^16 hashes a share at the easiest, so that the first comes at once on the slowest machine.
-const FLOOR_LOG2: i16 = -16;
+pub const FLOOR_LOG2: i16 = -16;
 /// Two a second: something to look at.
-const SHARES_PER_MINUTE: u32 = 120;
+pub const SHARES_PER_MINUTE: u32 = 120;
 
 /// `pool demo`: until its time is up or a signal.
 pub async fn run(options: DemoOptions) -> Result<()> {
@@ -153,7 +153,10 @@ fn config_of(options: &DemoOptions, data_dir: PathBuf) -> Result<Config> {
 
 /// How hard a block of this folder's chain is: as its first demo measured it, so that a later one goes on
 /// with the chain however fast the machine is then.
-fn chains_block_hashes(data_dir: &Path) -> Result<u64> {
+///
+/// # Errors
+/// The folder cannot be written, or what it says is no number.
+pub fn chains_block_hashes(data_dir: &Path) -> Result<u64> {
     let note = data_dir.join("demo-block-hashes");
     if let Ok(text) = std::fs::read_to_string(&note) {
         let known = text.trim().parse();
@@ -437,7 +440,8 @@ fn approximate(work: U256) -> f64 {
 }
 
 /// Hashes a second with a unit that a person can read.
-fn rate_for_people(rate: f64) -> String {
+#[must_use]
+pub fn rate_for_people(rate: f64) -> String {
     let units = ["H/s", "kH/s", "MH/s", "GH/s", "TH/s", "PH/s", "EH/s"];
     let mut value = rate;
     let mut unit = 0;
@@ -448,7 +452,9 @@ fn rate_for_people(rate: f64) -> String {
     format!("{value:.1} {}", units[unit])
 }
 
-fn loopback_of(listen: SocketAddr) -> SocketAddr {
+/// Where this machine reaches a listener of its own.
+#[must_use]
+pub fn loopback_of(listen: SocketAddr) -> SocketAddr {
     match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::from(([127, 0, 0, 1], listen.port())),
         IpAddr::V6(ip) if ip.is_unspecified() => {
@@ -460,7 +466,8 @@ fn loopback_of(listen: SocketAddr) -> SocketAddr {
 
 /// The address that a device in the same network would use: that of the interface with the default
 /// route. Asking for the route sends nothing.
-fn device_host(listen: SocketAddr) -> IpAddr {
+#[must_use]
+pub fn device_host(listen: SocketAddr) -> IpAddr {
     if !listen.ip().is_unspecified() {
         return listen.ip();
     }
@@ -474,9 +481,14 @@ fn device_host(listen: SocketAddr) -> IpAddr {
 }
 
 /// Removed when the demo ends.
-struct TemporaryFolder(PathBuf);
+#[derive(Debug)]
+pub struct TemporaryFolder(pub PathBuf);
 
-fn temporary_folder() -> Result<TemporaryFolder> {
+/// A new folder among the system's temporary ones.
+///
+/// # Errors
+/// It cannot be made.
+pub fn temporary_folder() -> Result<TemporaryFolder> {
     let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
     let path = std::env::temp_dir().join(format!("smallholder-demo-{}", hex::encode(random)));
