@@ -22,3 +22,24 @@ fn declared_coinbases_are_refused_or_what_the_bitcoin_crate_reads() {
         assert!(run.is_ok(), "seed {seed}");
     }
 }
+
+#[test]
+fn v1_lines_of_any_shape_end_a_session_or_are_answered() {
+    for seed in 0..400 {
+        let mut state = seed;
+        let mut data = Vec::new();
+        for _ in 0..next(&mut state) % 120 {
+            let word = harness::sv1::WORDS[next(&mut state) as usize % harness::sv1::WORDS.len()];
+            match next(&mut state) % 8 {
+                0 => data.push(0xf0 | next(&mut state) as u8),
+                1 => data.extend((0..next(&mut state) % 60).map(|_| next(&mut state) as u8)),
+                _ => {
+                    data.push(word.len() as u8);
+                    data.extend_from_slice(word.as_bytes());
+                }
+            }
+        }
+        let run = std::panic::catch_unwind(|| harness::sv1::run(&data));
+        assert!(run.is_ok(), "seed {seed}");
+    }
+}

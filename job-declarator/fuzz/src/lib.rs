@@ -6,4 +6,4 @@
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
 
-pub use harness::coinbase;
+pub use harness::{coinbase, sv1};

@@ -6,3 +6,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a broken promise is a panic here")]
 
 pub mod coinbase;
+pub mod sv1;
+#[path = "../common/sv1.rs"]
+mod sv1_rig;
