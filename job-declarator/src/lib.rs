@@ -11,6 +11,7 @@ pub mod declared;
 pub mod device;
 pub mod door;
 pub mod feed;
+pub mod http;
 pub mod keys;
 pub mod limits;
 mod link;

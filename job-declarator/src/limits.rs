@@ -286,3 +286,21 @@ const _: () = assert!(SV1_VERSION_MASK & !proto::limits::VERSION_ROLLING_MASK ==
 const _: () = assert!(SV1_UNANSWERED_SPARE < SV1_UNANSWERED_MAX);
 const _: () =
     assert!((proto::limits::READ_MAX + SV1_LINE_MAX) / SV1_SHARE_LEN_MIN < SV1_UNANSWERED_SPARE);
+
+// ---- pages over HTTP, the pool's too (http.rs) ----
+
+/// A page that takes longer is given up: the work goes first.
+pub const PAGE_TIME_MAX: Duration = Duration::from_secs(1);
+/// Pages being made at once. A dashboard asks for four, Prometheus for one; beyond it is "busy". Health
+/// is not counted: whoever restarts us must not be told of a busy dashboard.
+pub const PAGES_MAX: usize = 16;
+/// HTTP connections at once: a dozen browsers with four each, and Prometheus. One more closes the one that
+/// is open the longest, so that idle ones never keep a health check out.
+pub const HTTP_CONNECTIONS_MAX: usize = 64;
+/// From the connect, or from the end of a page, to the end of the next request's head. A dashboard that
+/// looks every few seconds keeps its connection; to open another is cheap on one machine.
+pub const HTTP_IDLE_MAX: Duration = Duration::from_secs(10);
+/// Request line and headers. A browser's cookies for this host may be some kilobytes.
+pub const HTTP_HEAD_MAX: usize = 16 * 1024;
+/// After an accept that failed, mostly for want of file descriptors, before the next.
+pub const HTTP_ACCEPT_PAUSE: Duration = Duration::from_millis(100);

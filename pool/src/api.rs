@@ -4,10 +4,8 @@
 //! Must never change anything, wait longer than a second, answer without a bound on its rows, or speak
 //! HTML. It asks for no password, so it belongs on a loopback address.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,26 +15,22 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
+use job_declarator::http::{self, Problem, in_slot, in_time};
+use job_declarator::limits::{PAGE_TIME_MAX, PAGES_MAX};
 use job_declarator::rate::HashRates;
 use proto::target::Target;
 use serde::Serialize;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::board::{BoardHandle, ConnectionSnapshot, DeclarerSnapshot, JobRow, VerdictRow};
 use crate::credit::FailingSince;
 use crate::limits::{
-    ACCEPT_PAUSE, BLOCK_ROWS_MAX, CHANNEL_ROWS_MAX, CONNECTION_ROWS_MAX, CREDIT_FAILING_MAX,
-    DECLARED_ROWS_MAX, DECLARER_ROWS_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, HTTP_IDLE_MAX,
-    NODE_SIGN_OF_LIFE_EVERY, NODE_SILENCE_MAX, PAGE_TIME_MAX, PAGES_MAX, STORE_PAGES_MAX,
-    WORKER_ROWS_MAX,
+    BLOCK_ROWS_MAX, CHANNEL_ROWS_MAX, CONNECTION_ROWS_MAX, CREDIT_FAILING_MAX, DECLARED_ROWS_MAX,
+    DECLARER_ROWS_MAX, NODE_SIGN_OF_LIFE_EVERY, NODE_SILENCE_MAX, STORE_PAGES_MAX, WORKER_ROWS_MAX,
 };
 use crate::listener::cannot_bind;
 use crate::metrics::Metrics;
@@ -270,56 +264,17 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Serves until `stop`.
 pub async fn serve(listener: TcpListener, sources: Sources, stop: CancellationToken) {
     let metrics = Arc::clone(&sources.metrics);
-    let pages = router(sources);
-    let mut upkeep = interval(UPKEEP_INTERVAL);
-    let mut tasks = JoinSet::new();
-    let mut open = VecDeque::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => break,
-            _ = upkeep.tick() => metrics.upkeep(),
-            Some(_) = tasks.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    make_room(&mut open);
-                    open.push_back(tasks.spawn(one(stream, pages.clone(), stop.clone())));
-                }
-                Err(error) => {
-                    warn!(%error, "http accept failed");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            },
+    let upkeep = async {
+        let mut upkeep = interval(UPKEEP_INTERVAL);
+        loop {
+            upkeep.tick().await;
+            metrics.upkeep();
         }
-    }
-    drop(listener);
-    // Whoever keeps a connection open does not keep the pool from going: the rest is dropped.
-    let _ = timeout(PAGE_TIME_MAX, async { while tasks.join_next().await.is_some() {} }).await;
-}
-
-/// A place for one more: at the bound the connection that is open the longest is closed.
-fn make_room(open: &mut VecDeque<AbortHandle>) {
-    open.retain(|task| !task.is_finished());
-    if open.len() >= HTTP_CONNECTIONS_MAX
-        && let Some(longest) = open.pop_front()
-    {
-        longest.abort();
-    }
-}
-
-/// One connection: page after page until the client has had enough, is idle too long, or we stop.
-async fn one(stream: TcpStream, pages: Router, stop: CancellationToken) {
-    let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HTTP_IDLE_MAX)
-        .max_buf_size(HTTP_HEAD_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(pages));
-    let mut serving = pin!(serving);
-    // What goes wrong on a connection is its client's to know.
+    };
     tokio::select! {
-        _ = &mut serving => return,
-        () = stop.cancelled() => serving.as_mut().graceful_shutdown(),
+        () = http::serve(listener, router(sources), stop) => {}
+        never = upkeep => never,
     }
-    let _ = serving.await;
 }
 
 /// All pages, for `serve` and for tests without a socket.
@@ -346,34 +301,6 @@ pub fn router(sources: Sources) -> Router {
 async fn in_turn(turns: Arc<Semaphore>, page: Request, next: Next) -> Response {
     let _turn = turns.acquire().await;
     next.run(page).await
-}
-
-/// One of the pages that are made now, or "busy".
-async fn in_slot(slots: Arc<Semaphore>, page: Request, next: Next) -> Response {
-    match slots.try_acquire() {
-        Ok(_slot) => next.run(page).await,
-        Err(_) => Problem(StatusCode::SERVICE_UNAVAILABLE, "busy").into_response(),
-    }
-}
-
-/// Any request: answered in time, and never taken for a web page.
-async fn in_time(page: Request, next: Next) -> Response {
-    let mut response = timeout(PAGE_TIME_MAX, next.run(page)).await.unwrap_or_else(|_| {
-        Problem(StatusCode::SERVICE_UNAVAILABLE, "took longer than a second").into_response()
-    });
-    let headers = response.headers_mut();
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    response
-}
-
-/// A refusal as JSON: `{"error": "..."}`.
-struct Problem(StatusCode, &'static str);
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        (self.0, Json(serde_json::json!({ "error": self.1 }))).into_response()
-    }
 }
 
 impl From<StoreError> for Problem {

@@ -215,22 +215,9 @@ pub const SETTLED_BLOCKS_KEPT: usize = 1_000;
 /// Rows on their way to the board. With one row a connection every 5 s, 4,096 are two seconds of ten
 /// thousand connections; each is a pointer. At the bound a row is dropped and counted.
 pub const BOARD_QUEUE_MAX: usize = 4_096;
-/// A page that takes longer is given up: the pool's own work goes first.
-pub const PAGE_TIME_MAX: Duration = Duration::from_secs(1);
-/// Pages being made at once. A dashboard asks for four, Prometheus for one; beyond it is "busy". Health
-/// is not counted: whoever restarts us must not be told of a busy dashboard.
-pub const PAGES_MAX: usize = 16;
 /// Pages that read the store at once, the others wait: half of what reads an SQLite file, so that the
 /// ledger and a health check always find a connection.
 pub const STORE_PAGES_MAX: usize = 2;
-/// HTTP connections at once: a dozen browsers with four each, and Prometheus. One more closes the one that
-/// is open the longest, so that idle ones never keep a health check out.
-pub const HTTP_CONNECTIONS_MAX: usize = 64;
-/// From the connect, or from the end of a page, to the end of the next request's head. A dashboard that
-/// looks every few seconds keeps its connection; to open another is cheap on one machine.
-pub const HTTP_IDLE_MAX: Duration = Duration::from_secs(10);
-/// Request line and headers. A browser's cookies for this host may be some kilobytes.
-pub const HTTP_HEAD_MAX: usize = 16 * 1024;
 /// Connections listed by /api/v1/channels ...
 pub const CONNECTION_ROWS_MAX: usize = 1_000;
 /// ... and channels of all those, at some 700 bytes each: a page is a megabyte or two. Two of the largest
