@@ -6,6 +6,7 @@ pub mod blocks;
 pub mod clock;
 pub mod command;
 pub mod config;
+pub mod credit;
 pub mod declarator;
 pub mod declared;
 pub mod device;

@@ -304,3 +304,21 @@ pub const HTTP_IDLE_MAX: Duration = Duration::from_secs(10);
 pub const HTTP_HEAD_MAX: usize = 16 * 1024;
 /// After an accept that failed, mostly for want of file descriptors, before the next.
 pub const HTTP_ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+// ---- what a pool shows for the owner (credit.rs) ----
+
+/// How often a pool is asked: its page is made of a database, and a difference of interest takes hours.
+pub const CREDIT_ASK_EVERY: Duration = Duration::from_secs(60);
+/// From dialling to the last byte of its answer.
+pub const CREDIT_ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+/// Its answer, head included: our pool's thousand rows are a quarter of that.
+pub const CREDIT_ANSWER_LEN_MAX: usize = 1024 * 1024;
+/// Shares that may be on their way while a pool is asked, the owner's dozen a minute: within so many no
+/// difference is said.
+pub const CREDIT_IN_FLIGHT_SHARES: u64 = 8;
+/// Parts in a hundred that a pool may show less, beside those in flight, before it is said.
+pub const CREDIT_LESS_PERCENT_MAX: u64 = 2;
+/// 2^256 has 78 digits; a longer number is none.
+pub const CREDIT_DIGITS_MAX: usize = 78;
+
+const _: () = assert!(CREDIT_ANSWER_DEADLINE.as_secs() < CREDIT_ASK_EVERY.as_secs());
