@@ -20,5 +20,6 @@ pub mod node;
 pub mod rate;
 pub mod run;
 pub mod settings;
+pub mod status;
 pub mod sv1;
 pub mod upstream;

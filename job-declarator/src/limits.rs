@@ -305,6 +305,19 @@ pub const HTTP_HEAD_MAX: usize = 16 * 1024;
 /// After an accept that failed, mostly for want of file descriptors, before the next.
 pub const HTTP_ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+// ---- the page for a person at home (status.rs) ----
+
+/// Devices listed, the first; a house has a dozen. The sums are over all.
+pub const DEVICE_ROWS_MAX: usize = 256;
+/// Characters shown of a text that a device or a pool chose: a worker's name is as long as an address with
+/// a name behind it. Longer ones are cut.
+pub const SHOWN_TEXT_MAX: usize = 80;
+/// Characters shown of a reason: a pool's words, the node's, or ours around them, which are a sentence or two.
+pub const SHOWN_REASON_MAX: usize = 300;
+/// What is shown is published every second or two. Older than this, the program has come to a stand, and
+/// the page says so.
+pub const STATUS_AGE_MAX_S: u32 = 60;
+
 // ---- what a pool shows for the owner (credit.rs) ----
 
 /// How often a pool is asked: its page is made of a database, and a difference of interest takes hours.
