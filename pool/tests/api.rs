@@ -8,15 +8,17 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use job_declarator::credit::Api;
+use job_declarator::rate::{HashRate, HashRates};
 use pool::api::{self, Facts, NodeView, Sources};
 use pool::board::{
-    BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot, HashRate, HashRates, JobRow,
-    VerdictRow,
+    BoardHandle, ChannelKind, ChannelSnapshot, ConnectionSnapshot, JobRow, VerdictRow,
 };
 use pool::credit::FailingSince;
 use pool::metrics::Metrics;
 use pool::store::{BlockRecord, BlockState, DeclareMode, DeclaredRecord, Route, Store};
 use proto::mining::DeclaredId;
+use ruint::aliases::U256;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -383,6 +385,9 @@ async fn blocks_and_workers_come_from_the_store() {
     assert!(page["blocks"][0]["hash"].as_str().unwrap().ends_with("cd"));
     let page = server.json("/api/v1/workers").await;
     assert_eq!(page, serde_json::json!({ "workers_total": 0, "workers": [] }));
+    // As a miner's own program asks.
+    let api: Api = format!("http://{}", server.address).parse().unwrap();
+    assert_eq!(api.work_of("bc1qme").await, Ok(U256::ZERO));
 }
 
 #[tokio::test(flavor = "multi_thread")]
