@@ -89,6 +89,9 @@ section! {
         pub sv2_address: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 34_255)),
         /// Address and port for devices that speak Stratum V1 alone. It has no encryption.
         pub sv1_address: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 3_333)),
+        /// Name or address that devices dial, as the status page shows it. Empty: the one by which the page
+        /// is asked for.
+        pub host: String = String::new(),
         /// Connections in all; one more is refused. Each costs a file descriptor and about 100 kB.
         pub max_connections: u32 [1..=100_000] = 1_000,
         /// Connections from one IP address.
@@ -158,6 +161,9 @@ section! {
     pub struct Http in "http" {
         /// Address and port of the status page.
         pub address: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9_091)),
+        /// Names by which a browser may ask for it, beside addresses, localhost, umbrel and *.local: a
+        /// proxy's, at most 16.
+        pub hosts: Vec<String> = Vec::new(),
     }
 }
 

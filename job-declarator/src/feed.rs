@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::clock::unix_s;
 use crate::limits::{NODE_ASKED_EVERY, NODE_PAUSE_FIRST, NODE_PAUSE_LAST, NODE_WAIT_SAID_EVERY};
 use crate::node::{ChainInfo, Node, NodeError, NodeTemplate, TemplateMark};
 
@@ -32,6 +33,8 @@ pub struct NodeFacts {
     pub name: String,
     /// Where it stands, once it has answered.
     pub chain: Option<ChainInfo>,
+    /// When it answered last, unix seconds.
+    pub answered_at: Option<u32>,
 }
 
 /// Tells the declarator's task of the node until `stop`.
@@ -41,7 +44,8 @@ pub(crate) fn spawn(
     core: mpsc::Sender<FromNode>,
     stop: CancellationToken,
 ) -> watch::Receiver<NodeFacts> {
-    let (facts, seen) = watch::channel(NodeFacts { name: node.name(), chain: None });
+    let (facts, seen) =
+        watch::channel(NodeFacts { name: node.name(), chain: None, answered_at: None });
     let feed = Feed { node, network, core, facts, mark: None, said: None };
     tokio::spawn(async move {
         stop.run_until_cancelled(feed.run()).await;
@@ -122,6 +126,13 @@ impl Feed {
             tokio::select! {
                 answer = &mut asked => {
                     let template = answer.map_err(in_words)?;
+                    self.facts.send_modify(|facts| {
+                        facts.answered_at = Some(unix_s());
+                        if let Some(chain) = &mut facts.chain {
+                            chain.height = template.template.height.saturating_sub(1);
+                            chain.tip = template.prev_hash.hash;
+                        }
+                    });
                     return Ok(template);
                 }
                 chain = alive => {
@@ -137,10 +148,10 @@ impl Feed {
     fn hold_against_settings(&self, chain: ChainInfo) -> Result<(), String> {
         let (found, height, catches_up) =
             (chain.network, chain.height, chain.initial_block_download);
-        self.facts.send_if_modified(|facts| {
-            let is_news = facts.chain.as_ref() != Some(&chain);
+        self.facts.send_modify(|facts| {
+            facts.name = self.node.name();
             facts.chain = Some(chain);
-            is_news
+            facts.answered_at = Some(unix_s());
         });
         if found != self.network {
             let wanted = self.network;

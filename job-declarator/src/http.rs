@@ -4,6 +4,8 @@
 //! Must never wait on a client longer than the bounds say, nor keep a health check out.
 
 use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -20,11 +22,29 @@ use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
+use crate::door::cannot_bind;
 use crate::limits::{
     HTTP_ACCEPT_PAUSE, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, HTTP_IDLE_MAX, PAGE_TIME_MAX,
 };
+
+/// Binds the port; says so if others than this machine can reach it.
+///
+/// # Errors
+/// The system's, with the address.
+pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| cannot_bind("http.address", address, &error))?;
+    let bound = listener.local_addr()?;
+    if bound.ip().is_loopback() {
+        info!(address = %bound, "http");
+    } else {
+        warn!(address = %bound, "http is reachable from other machines and asks for no password");
+    }
+    Ok(listener)
+}
 
 /// Serves until `stop`.
 pub async fn serve(listener: TcpListener, pages: Router, stop: CancellationToken) {

@@ -18,6 +18,7 @@ pub mod limits;
 mod link;
 pub mod node;
 pub mod rate;
+mod report;
 pub mod run;
 pub mod settings;
 pub mod status;

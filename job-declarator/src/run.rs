@@ -33,6 +33,7 @@ use crate::blocks::{self, BlocksHandle};
 use crate::clock::{Clock, unix_s};
 use crate::command::{cancelled_by_signal, wait_for_signal};
 use crate::config::{Config, DeclareMode};
+use crate::credit;
 use crate::declarator::{
     Declarator, Effect, Input, LinkId, Mode, Note, Options, OutputLimit, PoolOptions, Published,
     Switch, View,
@@ -40,6 +41,7 @@ use crate::declarator::{
 use crate::device::{DeviceSnapshot, Dialect, FromDevice, House};
 use crate::door::{Door, Room};
 use crate::feed::{self, FromNode, NodeFacts};
+use crate::http;
 use crate::keys::IdentityWatch;
 use crate::limits::{
     CORE_QUEUE_MAX, DEVICE_FLOOR_LOG2, DEVICES_GONE_SHOWN, FLEET_MEASURED_FROM, LINK_QUEUE_MAX,
@@ -50,7 +52,9 @@ use crate::node::Node;
 use crate::node::embedded::{EmbeddedChain, EmbeddedOptions};
 use crate::node::late::LateNode;
 use crate::node::rpc::{RpcAuth, RpcNode, RpcOptions, RpcTimes};
+use crate::report;
 use crate::settings::{NodeKind, NodeLogin};
+use crate::status::{self, Listen};
 use crate::upstream::Source;
 
 /// Runs until SIGTERM or Ctrl-C.
@@ -66,6 +70,7 @@ pub async fn run(config: Config) -> Result<()> {
     info!(
         sv2 = %running.sv2,
         sv1 = running.sv1.map(tracing::field::display),
+        page = running.http.map(tracing::field::display),
         authority_key = %authority,
         "devices find this declarator there, once there is work"
     );
@@ -150,7 +155,24 @@ pub fn settings_of(config: &Config, identity: watch::Receiver<Arc<Identity>>) ->
         first_channel: Duration::from_secs(devices.first_channel_s.into()),
         data_dir: config.declarator.data_dir.clone(),
         identity,
+        page: Some(PageSettings {
+            address: config.http.address,
+            hosts: config.http.hosts.clone(),
+            device_host: Some(devices.host.clone()).filter(|host| !host.is_empty()),
+            apis: apis_of(config)?,
+        }),
     })
+}
+
+/// The pools that say what they credited.
+fn apis_of(config: &Config) -> Result<Vec<credit::Asked>> {
+    let mut asked = Vec::new();
+    for (at, pool) in config.pool.iter().enumerate().filter(|(_, pool)| !pool.api_url.is_empty()) {
+        let api = pool.api_url.parse().with_context(|| format!("pool.{at}.api_url"))?;
+        let name = pool.shown_name().to_owned();
+        asked.extend(credit::Asked::new(at, name, api, config.user_at(pool)));
+    }
+    Ok(asked)
 }
 
 /// The node of the configuration. Bitcoin Core need not run yet.
@@ -226,6 +248,20 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Who we are to devices.
     pub identity: watch::Receiver<Arc<Identity>>,
+    /// The status page.
+    pub page: Option<PageSettings>,
+}
+
+/// What the status page needs.
+pub struct PageSettings {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// Names by which it may be asked for beside the usual ones.
+    pub hosts: Vec<String>,
+    /// What devices are to dial, if the owner says so.
+    pub device_host: Option<String>,
+    /// Pools whose own count is asked for.
+    pub apis: Vec<credit::Asked>,
 }
 
 /// All that can be shown.
@@ -257,6 +293,8 @@ pub struct Running {
     pub node: watch::Receiver<NodeFacts>,
     /// Blocks.
     pub blocks: BlocksHandle,
+    /// Where the status page is.
+    pub http: Option<SocketAddr>,
     stop: CancellationToken,
     core: JoinHandle<()>,
     doors: JoinHandle<()>,
@@ -276,12 +314,23 @@ impl Running {
 }
 
 /// Starts everything and returns at once; devices can connect when there is work.
+///
+/// # Errors
+/// The data folder is another program's, or a port is.
+#[expect(
+    clippy::too_many_lines,
+    reason = "the order of a start is one story, cut where a name helps"
+)]
 pub async fn start(settings: Settings, node: Arc<dyn Node>) -> Result<Running> {
     let lock = take_data_dir(&settings.data_dir)?;
     let sv2 = Door::take("devices.sv2_address", settings.sv2, Dialect::V2)?;
     let sv1 = settings.sv1.map(|at| Door::take("devices.sv1_address", at, Dialect::V1));
     let sv1 = sv1.transpose()?;
     let (sv2_at, sv1_at) = (sv2.address, sv1.as_ref().map(|door| door.address));
+    let page = match settings.page {
+        Some(page) => Some((http::bind(page.address).await?, page)),
+        None => None,
+    };
 
     let stop = CancellationToken::new();
     let clock = Clock::start();
@@ -293,6 +342,8 @@ pub async fn start(settings: Settings, node: Arc<dyn Node>) -> Result<Running> {
     let (links_say, from_links) = mpsc::channel(CORE_QUEUE_MAX);
 
     let Settings { options, authorities, policy, identity, .. } = settings;
+    let payout_script = options.payout_script.clone();
+    let authority = identity.borrow().authority;
     let goals = options.pools.iter().zip(authorities);
     let goals = goals.map(|(pool, authority)| {
         (pool.address.clone(), pool.declare_address.clone().unwrap_or_default(), authority)
@@ -324,6 +375,28 @@ pub async fn start(settings: Settings, node: Arc<dyn Node>) -> Result<Running> {
     };
     let core = tokio::spawn(core.run(from_node, from_links, from_devices));
 
+    let mut http = None;
+    if let Some((listener, page)) = page {
+        http = listener.local_addr().ok();
+        let sources = report::Sources {
+            shown: shown.clone(),
+            node: facts.clone(),
+            block: blocks.newest(),
+            credit: counted_by_pools(page.apis, shown.clone(), stop.clone()),
+            network: settings.network,
+            listen: Listen {
+                host: page.device_host,
+                sv2: sv2_at,
+                sv1: sv1_at,
+                authority_key: authority.to_string(),
+            },
+            payout_script,
+            started_at: unix_s(),
+        };
+        let status = report::spawn(sources, stop.clone());
+        tokio::spawn(status::serve(listener, status, page.hosts, stop.clone()));
+    }
+
     let house = HouseParts {
         policy: Arc::new(policy),
         identity,
@@ -343,11 +416,27 @@ pub async fn start(settings: Settings, node: Arc<dyn Node>) -> Result<Running> {
         shown,
         node: facts,
         blocks,
+        http,
         stop,
         core,
         doors,
         _data_dir_lock: lock,
     })
+}
+
+/// What pools say that they credited, beside the owner's own count of it.
+fn counted_by_pools(
+    apis: Vec<credit::Asked>,
+    shown: watch::Receiver<Arc<Shown>>,
+    stop: CancellationToken,
+) -> watch::Receiver<Vec<credit::Comparison>> {
+    let own = move |pool: usize| {
+        let shown = shown.borrow();
+        shown.view.pools.get(pool).map(|pool| credit::Own::from(&pool.tally)).unwrap_or_default()
+    };
+    let (said, heard) = watch::channel(Vec::new());
+    tokio::spawn(credit::watch(apis, own, said, stop));
+    heard
 }
 
 /// What stands before there is work.

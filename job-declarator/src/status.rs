@@ -224,7 +224,7 @@ async fn of_this_host(State(sources): Shared, page: Request, next: Next) -> Resp
         Some(host) if is_ours(host, &sources.hosts) => next.run(page).await,
         Some(_) | None => Problem(
             StatusCode::MISDIRECTED_REQUEST,
-            "ask by this computer's address, or add the name to the page's hosts in the configuration",
+            "ask by this computer's address, or add the name to http.hosts in the configuration",
         )
         .into_response(),
     };

@@ -4,7 +4,6 @@
 //! Must never change anything, wait longer than a second, answer without a bound on its rows, or speak
 //! HTML. It asks for no password, so it belongs on a loopback address.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +23,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::board::{BoardHandle, ConnectionSnapshot, DeclarerSnapshot, JobRow, VerdictRow};
 use crate::credit::FailingSince;
@@ -32,7 +31,6 @@ use crate::limits::{
     BLOCK_ROWS_MAX, CHANNEL_ROWS_MAX, CONNECTION_ROWS_MAX, CREDIT_FAILING_MAX, DECLARED_ROWS_MAX,
     DECLARER_ROWS_MAX, NODE_SIGN_OF_LIFE_EVERY, NODE_SILENCE_MAX, STORE_PAGES_MAX, WORKER_ROWS_MAX,
 };
-use crate::listener::cannot_bind;
 use crate::metrics::Metrics;
 use crate::store::{BlockRecord, DeclaredTotals, Route, Store, StoreError, Totals, WorkerTotals};
 
@@ -242,23 +240,6 @@ struct ReadyPage {
     store: String,
     /// "ok" or what is wrong.
     ledger: String,
-}
-
-/// Binds the port; says so if others than this machine can reach it.
-///
-/// # Errors
-/// The system's, with the address.
-pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|error| cannot_bind("http.address", address, &error))?;
-    let bound = listener.local_addr()?;
-    if bound.ip().is_loopback() {
-        info!(address = %bound, "http");
-    } else {
-        warn!(address = %bound, "http is reachable from other machines and asks for no password");
-    }
-    Ok(listener)
 }
 
 /// Serves until `stop`.

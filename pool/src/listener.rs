@@ -4,10 +4,10 @@
 //! Must never be stopped by a client, and never make those who are in wait for those who knock.
 
 use std::collections::HashMap;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+pub(crate) use job_declarator::door::cannot_bind;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{self, JoinSet};
 use tokio::time::sleep;
@@ -110,15 +110,6 @@ pub async fn serve(listener: TcpListener, room: Room, guests: Guests) {
     }
     drop(listener);
     while tasks.join_next().await.is_some() {}
-}
-
-/// What the system says of an address that cannot be had, with the key of the configuration to change.
-pub(crate) fn cannot_bind(key: &str, address: SocketAddr, error: &io::Error) -> io::Error {
-    let why = match error.kind() == io::ErrorKind::AddrInUse {
-        true => "another program has this port: stop it, or change",
-        false => "choose another with",
-    };
-    io::Error::new(error.kind(), format!("{key} {address}: {error}; {why} {key}"))
 }
 
 /// Who is in, by household and by task.

@@ -872,6 +872,7 @@ fn kind_name(kind: Kind) -> &'static str {
 mod tests {
     use super::*;
     use crate::handshakes::ephemeral;
+    use job_declarator::clock::unix_s;
     use proto::noise::AuthoritySecretKey;
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;

@@ -172,7 +172,7 @@ pub async fn start_behind(
     };
     let declare = declarers_door.as_ref().map(TcpSocket::local_addr).transpose();
     let declare = declare.context("the address for declarers")?;
-    let pages = api::bind(config.http.address).await?;
+    let pages = job_declarator::http::bind(config.http.address).await?;
     let http = pages.local_addr().context("the HTTP address listened on")?;
 
     let rest_stop = CancellationToken::new();

@@ -78,7 +78,8 @@ impl Server {
             node: node.subscribe(),
             ledger: ledger.subscribe(),
         };
-        let listener = api::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let listener =
+            job_declarator::http::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let task = tokio::spawn(api::serve(listener, sources, stop.clone()));

@@ -17,10 +17,11 @@ use job_declarator::blocks::BlockState;
 use job_declarator::clock::unix_s;
 use job_declarator::command::cancelled_by_signal;
 use job_declarator::config::Config;
+use job_declarator::credit;
 use job_declarator::declarator::{Mode, Options, OutputLimit, PoolOptions, Switch};
 use job_declarator::door::Room;
 use job_declarator::node::Node;
-use job_declarator::run::{self, Running, Settings, Shown};
+use job_declarator::run::{self, PageSettings, Running, Settings, Shown};
 use job_declarator::upstream::{Kind, Source};
 use pool::config::{Config as PoolConfig, NodeKind};
 use pool::cpu_miner::{self, CpuMinerOptions, MinerReport};
@@ -205,6 +206,8 @@ async fn start_declarator(
             others_max_percent: 100,
         },
     };
+    let api = format!("http://{}", pool.http).parse().context("the pool's own count")?;
+    let asked = credit::Asked::new(0, pool_options.name.clone(), api, USER).context("a user")?;
     let settings = Settings {
         options: Options {
             pools: vec![pool_options],
@@ -228,6 +231,12 @@ async fn start_declarator(
         first_channel: Duration::from_secs(600),
         data_dir: data_dir.to_owned(),
         identity,
+        page: Some(PageSettings {
+            address: options.http,
+            hosts: Vec::new(),
+            device_host: None,
+            apis: vec![asked],
+        }),
     };
     let running = run::start(settings, node).await.map_err(in_words_of_a_demo)?;
     Ok((running, authority))
@@ -331,6 +340,9 @@ impl<W: Write> Screen<W> {
             self.say("Other machines cannot reach that host: leave out --sv2 if one shall.");
         }
         self.say("");
+        if let Some(http) = running.http {
+            self.say(&format!("status page     http://{http}/"));
+        }
         self.say(&format!("data            {}", data_dir.display()));
         if !options.miner {
             self.say("No built-in miner: waiting for a device.");

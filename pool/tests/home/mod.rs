@@ -235,6 +235,7 @@ impl Home {
             first_channel: Duration::from_secs(60),
             data_dir: folder.path().join("data"),
             identity,
+            page: None,
         };
         change(&mut settings);
         let running = job_declarator::run::start(settings, node).await.unwrap();
