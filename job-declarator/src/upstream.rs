@@ -151,9 +151,13 @@ impl Upstream {
         *pool.slot_mut(kind) = Slot::Idle { from_ms: now_ms.saturating_add(pause) };
     }
 
-    /// The pool asked to be dialled anew: at once.
+    /// The pool asked to be dialled anew: at once. Where that is all that it ever says, as any that fails.
     pub fn is_asked_back(&mut self, pool: usize, kind: Kind, now_ms: u64) {
-        if let Some(pool) = self.pools.get_mut(pool) {
+        let failures = |one: &Self| one.pools.get(pool).map_or(0, |pool| pool.failures);
+        let before = failures(self);
+        self.has_failed(pool, kind, false, now_ms);
+        let is_first = before == 0 || failures(self) == 1;
+        if let Some(pool) = self.pools.get_mut(pool).filter(|_| is_first) {
             *pool.slot_mut(kind) = Slot::Idle { from_ms: now_ms };
         }
     }

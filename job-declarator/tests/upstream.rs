@@ -1,0 +1,171 @@
+//! Claims about which pool is used, as the owner of a house would say them. Time is a number.
+
+use job_declarator::limits::{
+    POOL_RETRY_FIRST_MS, POOL_RETRY_LAST_MS, POOL_RETRY_REFUSED_MS, POOL_RETURN_AFTER_MS,
+    POOL_SOUND_AFTER_MS, POOL_STAGGER_MS,
+};
+use job_declarator::upstream::{Kind, Source, Step, Upstream};
+
+const fn own(pool: usize) -> Source {
+    Source::Pool { pool, kind: Kind::Own }
+}
+
+/// A house whose node is up, with so many pools that take declared jobs.
+fn house(pools: usize) -> Upstream {
+    let mut upstream = Upstream::new(vec![true; pools], 7);
+    upstream.node_is_up(true);
+    upstream
+}
+
+/// With the first of two pools in use and the second not dialled.
+fn at_first() -> Upstream {
+    let mut upstream = house(2);
+    assert_eq!(upstream.steps(0), [Step::Dial(0, Kind::Own)]);
+    upstream.is_ready(0, Kind::Own, 100);
+    assert_eq!(upstream.steps(100), [Step::Use(own(0))]);
+    upstream
+}
+
+/// With the second in use because the first failed at 200; when it will be tried again.
+fn at_second() -> (Upstream, u64) {
+    let mut upstream = at_first();
+    upstream.has_failed(0, Kind::Own, false, 200);
+    assert_eq!(upstream.steps(200), [Step::Use(Source::Solo), Step::Dial(1, Kind::Own)]);
+    upstream.is_ready(1, Kind::Own, 300);
+    assert_eq!(upstream.steps(300), [Step::Use(own(1))]);
+    let retry_ms = upstream.retry_at_ms(0).expect("it waits");
+    (upstream, retry_ms)
+}
+
+#[test]
+fn a_lost_pool_is_left_at_once_for_solo_and_the_next_is_dialled_in_the_same_breath() {
+    let (upstream, _) = at_second();
+    assert_eq!(upstream.using(), own(1));
+}
+
+#[test]
+fn a_lost_pool_is_left_at_once_for_one_that_is_ready() {
+    let mut upstream = house(2);
+    upstream.steps(0);
+    assert_eq!(upstream.steps(POOL_STAGGER_MS - 1), []);
+    assert_eq!(upstream.steps(POOL_STAGGER_MS), [Step::Dial(1, Kind::Own)]);
+    upstream.is_ready(1, Kind::Own, 3_100);
+    assert_eq!(upstream.steps(3_100), [Step::Use(own(1))]);
+    upstream.is_ready(0, Kind::Own, 3_200);
+    upstream.has_failed(1, Kind::Own, true, 3_300);
+    assert_eq!(upstream.steps(3_300), [Step::Use(own(0))]);
+}
+
+#[test]
+fn the_preferred_pool_has_to_be_good_for_a_while_before_another_is_left_for_it() {
+    let (mut upstream, retry_ms) = at_second();
+    assert_eq!(upstream.steps(retry_ms - 1), []);
+    assert_eq!(upstream.deadline_ms(300), Some(retry_ms));
+    assert_eq!(upstream.steps(retry_ms), [Step::Dial(0, Kind::Own)]);
+    upstream.is_ready(0, Kind::Own, retry_ms + 50);
+    let proved_ms = retry_ms + 50 + POOL_RETURN_AFTER_MS;
+    assert_eq!(upstream.steps(proved_ms - 1), []);
+    assert_eq!(upstream.deadline_ms(proved_ms - 1), Some(proved_ms));
+    assert_eq!(upstream.steps(proved_ms), [Step::Use(own(0)), Step::Drop(1, Kind::Own)]);
+}
+
+#[test]
+fn one_that_comes_and_goes_is_never_returned_to() {
+    let (mut upstream, mut at_ms) = at_second();
+    for _ in 0..50 {
+        assert_eq!(upstream.steps(at_ms), [Step::Dial(0, Kind::Own)]);
+        upstream.is_ready(0, Kind::Own, at_ms + 10);
+        assert_eq!(upstream.steps(at_ms + POOL_RETURN_AFTER_MS - 1), []);
+        at_ms += POOL_RETURN_AFTER_MS - 1;
+        upstream.has_failed(0, Kind::Own, false, at_ms);
+        assert_eq!(upstream.using(), own(1));
+        at_ms = upstream.retry_at_ms(0).expect("it waits");
+    }
+}
+
+#[test]
+fn pauses_double_up_to_the_bound_and_start_over_once_a_pool_was_sound() {
+    let mut upstream = house(1);
+    let mut now_ms = 0;
+    for failures in 0..20 {
+        upstream.steps(now_ms);
+        upstream.has_failed(0, Kind::Own, false, now_ms);
+        let pause_ms = upstream.retry_at_ms(0).expect("it waits") - now_ms;
+        let plain_ms = (POOL_RETRY_FIRST_MS << failures).min(POOL_RETRY_LAST_MS);
+        assert!(
+            (plain_ms * 3 / 4..=plain_ms * 5 / 4).contains(&pause_ms),
+            "{failures}: {pause_ms}"
+        );
+        now_ms += pause_ms;
+    }
+    for (used_ms, is_sound) in [(POOL_SOUND_AFTER_MS - 1, false), (POOL_SOUND_AFTER_MS, true)] {
+        upstream.steps(now_ms);
+        upstream.is_ready(0, Kind::Own, now_ms);
+        upstream.steps(now_ms);
+        now_ms += used_ms;
+        upstream.has_failed(0, Kind::Own, false, now_ms);
+        let pause_ms = upstream.retry_at_ms(0).expect("it waits") - now_ms;
+        assert_eq!(pause_ms <= POOL_RETRY_FIRST_MS * 5 / 4, is_sound, "{pause_ms}");
+        now_ms += pause_ms;
+    }
+}
+
+#[test]
+fn a_pool_that_says_no_waits_longer_and_not_for_ever() {
+    let mut upstream = at_first();
+    for _ in 0..20 {
+        upstream.has_failed(0, Kind::Own, true, 1_000);
+        let pause_ms = upstream.retry_at_ms(0).expect("it waits") - 1_000;
+        let bounds = POOL_RETRY_REFUSED_MS * 3 / 4..=POOL_RETRY_REFUSED_MS * 5 / 4;
+        assert!(bounds.contains(&pause_ms), "{pause_ms}");
+    }
+}
+
+#[test]
+fn nothing_behind_what_is_in_use_is_dialled() {
+    let mut upstream = at_first();
+    for now_ms in (0..600_000).step_by(1_000) {
+        assert_eq!(upstream.steps(now_ms), []);
+    }
+    assert_eq!(upstream.deadline_ms(600_000), None);
+}
+
+#[test]
+fn a_pool_that_asks_to_be_dialled_anew_is_at_once_and_the_next_time_after_a_pause() {
+    let mut upstream = at_first();
+    upstream.is_asked_back(0, Kind::Own, 500);
+    assert_eq!(upstream.steps(500), [Step::Use(Source::Solo), Step::Dial(0, Kind::Own)]);
+    upstream.is_asked_back(0, Kind::Own, 510);
+    assert_eq!(upstream.steps(510), [Step::Dial(1, Kind::Own)]);
+    assert!(upstream.retry_at_ms(0).is_some_and(|at_ms| at_ms > 510 + POOL_RETRY_FIRST_MS));
+}
+
+#[test]
+fn without_a_node_the_pools_own_jobs_are_wanted_and_the_own_work_stays_until_they_are_there() {
+    let mut upstream = at_first();
+    upstream.node_is_up(false);
+    assert_eq!(upstream.steps(1_000), [Step::Dial(0, Kind::Theirs)]);
+    assert_eq!(upstream.using(), own(0));
+    upstream.is_ready(0, Kind::Theirs, 1_200);
+    let theirs = Source::Pool { pool: 0, kind: Kind::Theirs };
+    assert_eq!(upstream.steps(1_200), [Step::Use(theirs), Step::Drop(0, Kind::Own)]);
+    upstream.node_is_up(true);
+    assert_eq!(upstream.steps(2_000), [Step::Dial(0, Kind::Own)]);
+    upstream.is_ready(0, Kind::Own, 2_100);
+    assert_eq!(upstream.steps(2_100), [Step::Use(own(0)), Step::Drop(0, Kind::Theirs)]);
+}
+
+#[test]
+fn a_pool_that_takes_no_declared_jobs_is_asked_for_its_own() {
+    let mut upstream = Upstream::new([false], 7);
+    upstream.node_is_up(true);
+    assert_eq!(upstream.wanted(0), Kind::Theirs);
+    assert_eq!(upstream.steps(0), [Step::Dial(0, Kind::Theirs)]);
+}
+
+#[test]
+fn a_house_without_pools_is_solo_and_asks_for_nothing() {
+    let mut upstream = house(0);
+    assert_eq!(upstream.steps(0), []);
+    assert_eq!((upstream.using(), upstream.deadline_ms(0)), (Source::Solo, None));
+}
