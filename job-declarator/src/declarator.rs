@@ -21,8 +21,8 @@ use proto::message::{FrameHeader, Message, Received};
 use proto::mining::client as mining;
 use proto::mining::server::FoundBlock;
 use proto::mining::{CreditGroup, Now};
-use proto::target::Difficulty;
-use proto::template::TemplateId;
+use proto::target::{Difficulty, Target};
+use proto::template::{Template, TemplateId};
 
 pub use self::outputs::{BadOutputs, OutputLimit, fill, of_suffix};
 pub use self::session::Failure;
@@ -32,9 +32,9 @@ use self::session::{Asked, Channel, Declared, Promised, STALE_CHAIN_TIP, Session
 use self::shares::Work;
 use self::work::OwnWork;
 use crate::limits::{
-    CUSTOM_ANSWER_MAX_MS, FLEET_TOLD_AGAIN_MS, FLEET_TOLD_EVERY_MS, FLEET_UNKNOWN,
-    NODE_AWAY_AFTER_MS, NODE_SILENCE_MAX_MS, SESSION_LINGER_MS, SESSIONS_LINGERING_MAX,
-    STALE_RETRY_MS, STALE_TRIES_MAX, SWITCHES_SHOWN, WORKS_KEPT_MAX,
+    CUSTOM_ANSWER_MAX_MS, FLEET_UNKNOWN, NODE_AWAY_AFTER_MS, NODE_SILENCE_MAX_MS,
+    SESSION_LINGER_MS, SESSIONS_LINGERING_MAX, STALE_RETRY_MS, STALE_TRIES_MAX, SWITCHES_SHOWN,
+    WORKS_KEPT_MAX,
 };
 use crate::node::NodeTemplate;
 use crate::upstream::{Kind, Source, Step, Upstream};
@@ -310,6 +310,10 @@ struct NodeSeen {
     heard_ms: u64,
     /// Since when it has failed, and how.
     away: Option<(u64, String)>,
+    /// No job can be made of its template, for this reason.
+    unusable: Option<String>,
+    /// When it was last found to be away, or to be back.
+    changed_ms: u64,
     /// Pools to which our tip is an old one.
     stale_to: BTreeSet<usize>,
     /// All pools say so.
@@ -332,6 +336,9 @@ impl NodeSeen {
         let silent_ms = now_ms.saturating_sub(self.heard_ms);
         if silent_ms >= NODE_SILENCE_MAX_MS {
             return Some(format!("it has not answered for {} s", silent_ms / 1_000));
+        }
+        if self.unusable.is_some() {
+            return self.unusable.clone();
         }
         let behind = "every pool says that its tip is an old one";
         self.is_behind.then(|| behind.to_owned())
@@ -397,7 +404,10 @@ impl Declarator {
     pub fn handle(&mut self, now: Now, input: Input<'_>, out: &mut Vec<Effect>) {
         match input {
             Input::Template(template) => self.on_template(now, template),
-            Input::NodeAnswers => self.node.heard_ms = now.mono_ms,
+            Input::NodeAnswers => {
+                self.node.heard_ms = now.mono_ms;
+                self.node.away = None;
+            }
             Input::NodeAway(why) => {
                 let since_ms = self.node.away.as_ref().map_or(now.mono_ms, |(since, _)| *since);
                 self.node.away = Some((since_ms, why));
@@ -408,14 +418,21 @@ impl Declarator {
             Input::Frame(link, header, payload) => self.on_frame(now, link, header, payload, out),
             Input::Shares(groups) => self.on_shares(now, groups, out),
             Input::Block(block) => self.on_block(&block, out),
-            Input::Fleet(rate) => self.fleet = rate,
+            Input::Fleet(rate) => self.fleet = if rate.is_finite() { rate } else { 0.0 },
             Input::Time => {}
         }
         self.look_at_the_clock(now, out);
         self.look_at_the_node(now, out);
-        self.follow_upstream(now, out);
-        self.give_work(now, out);
-        self.pursue(now, out);
+        // Each round but the last ends a session.
+        loop {
+            self.follow_upstream(now, out);
+            if self.give_work(now, out) && self.pursue(now, out) {
+                break;
+            }
+        }
+        if self.shown.as_ref().is_some_and(|shown| shown.source == self.upstream.using()) {
+            self.leaving = None;
+        }
         self.tell_fleet(now, out);
     }
 
@@ -427,7 +444,8 @@ impl Declarator {
         let node = self.node.was_up.then(|| self.node.deadline_ms());
         let retry = self.works.back().and_then(Work::retry_at_ms);
         let refresh = self.shown.as_ref().map(|shown| shown.at_ms + self.options.refresh_ms);
-        let fleet = (self.fleet > 0.0).then(|| now_ms + FLEET_TOLD_EVERY_MS);
+        let fleet = self.sessions.values().filter_map(|session| session.tell_at_ms(self.fleet));
+        let fleet = fleet.min().map(|at_ms| at_ms.max(now_ms + 1));
         let others = [self.upstream.deadline_ms(now_ms), node, retry, refresh, fleet];
         sessions.chain(others.into_iter().flatten()).filter(|at| *at > now_ms).min()
     }
@@ -495,6 +513,7 @@ impl Declarator {
         self.node.template = Some(template);
         self.node.heard_ms = now.mono_ms;
         self.node.away = None;
+        self.node.unusable = None;
     }
 
     fn on_link_up(&mut self, link: LinkId, out: &mut Vec<Effect>) {
@@ -526,6 +545,10 @@ impl Declarator {
                 }
                 (End::Declare, Some(client)) => {
                     let event = client.handle(now.mono_ms, message, &mut frames);
+                    // Tokens are asked for where something is declared, and once set up.
+                    if matches!(event, Ok(None)) && !frames.is_empty() {
+                        session.declared.iter_mut().for_each(|one| one.was_asked = true);
+                    }
                     event.map(|event| event.map(Heard::Declare))
                 }
                 (End::Declare, None) => Ok(None),
@@ -567,6 +590,13 @@ impl Declarator {
                 if let Some(channel) = &mut session.channel {
                     channel.prefix = prefix;
                 }
+                // A promise that comes now is of jobs with the new one, which no device works on.
+                let pool = session.pool;
+                let works = self.works.iter_mut();
+                for work in works.filter(|one| one.session == Some(id) && one.awaits_promise()) {
+                    let lost = work.give_up();
+                    self.pools[pool].0.lose(ShareLoss::NeverPromised, lost);
+                }
             }
             Event::TargetChanged(target) => {
                 if let Some(channel) = &mut session.channel {
@@ -587,14 +617,18 @@ impl Declarator {
                     self.on_not_promised(now, id, work, code, Failure::CustomJob, out)?;
                 }
             }
-            Event::Acknowledged { last_sequence, .. } => {
-                let credited = session.acknowledged(last_sequence, now.mono_ms);
+            Event::Acknowledged { last_sequence, count, .. } => {
+                let (credited, passed_over) =
+                    session.acknowledged(last_sequence, count, now.mono_ms);
                 self.pools[session.pool].0.acknowledge(&credited);
+                self.pools[session.pool].0.lose(ShareLoss::Unanswered, passed_over);
             }
             Event::Refused { sequence, code } => {
-                let failure = session.refused(sequence, &code);
+                let tip = self.works.back().map(|newest| newest.tip);
+                // Of one that was answered before nothing more is counted.
+                let Some(verdict) = session.refused(sequence, &code, tip) else { return Ok(()) };
                 self.pools[session.pool].0.refuse(&code);
-                return failure.map_or(Ok(()), Err);
+                return verdict;
             }
             // It goes on at the rate that it knows.
             Event::UpdateRefused { .. } => {}
@@ -623,26 +657,15 @@ impl Declarator {
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
         match event {
             Event::SetUp => {}
-            Event::TokenCame => {
-                let outputs = session.declare.as_ref().and_then(declare::Client::next_outputs);
-                if let Some(outputs) = outputs.filter(|new| session.outputs.as_ref() != Some(new)) {
-                    // What part of a reward that is does not depend on how large it is, but for fixed
-                    // amounts, which are judged again with each template.
-                    let value = self.node.template.as_ref();
-                    let value = value.map_or(1, |node| node.template.coinbase_value_sats);
-                    let limit = &self.options.pools[session.pool].limit;
-                    limit.judge(&fill(outputs, value)?)?;
-                    session.outputs = Some(Arc::clone(outputs));
-                }
-            }
+            Event::TokenCame => self.learn_outputs(id)?,
             Event::SetupRefused { code, .. } => return Err(Failure::Setup(code)),
             Event::Declared { request_id, token } => {
-                if let Some(work) = session.take_declared(request_id) {
+                if let Some(work) = session.take_declared(request_id, now.mono_ms) {
                     self.ask_for(now, id, work, &token, out)?;
                 }
             }
             Event::Refused { request_id, code, details } => {
-                if let Some(work) = session.take_declared(request_id) {
+                if let Some(work) = session.take_declared(request_id, now.mono_ms) {
                     let why = move |code| match details.is_empty() {
                         true => Failure::Declaration(code),
                         false => Failure::Declaration(format!("{code} ({details})")),
@@ -660,6 +683,23 @@ impl Declarator {
             }
             Event::NoToken => {}
         }
+        Ok(())
+    }
+
+    /// The next token says what the next coinbase has to pay.
+    fn learn_outputs(&mut self, id: u64) -> Result<(), Failure> {
+        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+        let outputs = session.declare.as_ref().and_then(declare::Client::next_outputs);
+        let Some(outputs) = outputs.filter(|new| session.outputs.as_ref() != Some(new)) else {
+            return Ok(());
+        };
+        // What part of a reward that is does not depend on how large it is, but for fixed amounts, which are
+        // judged again with each template.
+        let value = self.node.template.as_ref();
+        let value = value.map_or(1, |node| node.template.coinbase_value_sats);
+        let limit = &self.options.pools[session.pool].limit;
+        limit.judge(&fill(outputs, value)?)?;
+        session.outputs = Some(Arc::clone(outputs));
         Ok(())
     }
 
@@ -706,11 +746,11 @@ impl Declarator {
         self.upstream.node_is_up(is_up);
         match (std::mem::replace(&mut self.node.was_up, is_up), away) {
             (true, Some(why)) => {
-                self.leaving.get_or_insert((format!("your node: {why}"), now.mono_ms));
+                self.node.changed_ms = now.mono_ms;
                 out.push(Effect::Note(Note::NodeAway(why)));
             }
             (false, None) => {
-                self.leaving.get_or_insert(("your node is there".to_owned(), now.mono_ms));
+                self.node.changed_ms = now.mono_ms;
                 out.push(Effect::Note(Note::NodeBack));
             }
             (true, None) | (false, Some(_)) => {}
@@ -736,7 +776,7 @@ impl Declarator {
         }
         if self.upstream.using() == (Source::Pool { pool, kind }) {
             let name = &self.options.pools[pool].name;
-            self.leaving = Some((format!("{name}: {why}"), missed_ms));
+            self.leaving.get_or_insert((format!("{name}: {why}"), missed_ms));
         } else {
             out.push(Effect::Note(Note::PoolFailed { pool, why }));
         }
@@ -807,25 +847,20 @@ impl Declarator {
         })
     }
 
-    /// Publishes new work if there is any to be had.
-    fn give_work(&mut self, now: Now, out: &mut Vec<Effect>) {
+    /// Publishes new work if there is any to be had. Whether that went well: where it did not, a session has
+    /// ended, and solo or the next pool follows in the same breath.
+    fn give_work(&mut self, now: Now, out: &mut Vec<Effect>) -> bool {
         match self.make_work(now) {
             Ok(None) => self.keep_ceiling(out),
             Ok(Some(made)) => self.publish(now, made, out),
             Err((Some(session), failure)) => {
                 self.fail(now, session, failure, out);
-                // Solo or the next pool, in the same breath: each session fails once.
-                self.follow_upstream(now, out);
-                self.give_work(now, out);
+                return false;
             }
             // A template of our own node's that no solo job can be made of: the last one stands.
-            Err((None, failure)) => {
-                let why = failure.to_string();
-                if self.node.away.is_none() {
-                    self.node.away = Some((now.mono_ms, why));
-                }
-            }
+            Err((None, failure)) => self.node.unusable = Some(failure.to_string()),
         }
+        true
     }
 
     fn make_work(&mut self, now: Now) -> Result<Option<Made>, (Option<u64>, Failure)> {
@@ -907,14 +942,16 @@ impl Declarator {
             || !shown.published.active.tip.is_same_tip(&node.prev_hash);
         let outputs = session.and_then(|session| session.outputs.as_ref());
         let prefix = session.and_then(|session| session.channel).map(|channel| channel.prefix);
-        let pays_otherwise = shown.outputs.as_ref() != outputs
-            || shown.channel.map(|channel| channel.prefix) != prefix;
-        if is_other || pays_otherwise {
+        // What is declared keeps what it pays: a pool may ask for other outputs with each token.
+        let newest = self.works.back();
+        let pays_otherwise =
+            newest.is_some_and(Work::is_undeclared) && shown.outputs.as_ref() != outputs;
+        if is_other || pays_otherwise || shown.channel.map(|channel| channel.prefix) != prefix {
             return true;
         }
         // One that waits for its promise would lose the shares that wait with it.
-        let waits = self.works.back().is_some_and(Work::awaits_promise);
-        let is_newer = shown.made_of != node.template.id.0;
+        let waits = newest.is_some_and(Work::awaits_promise);
+        let is_newer = !is_same_work(shown.published.active.job.template(), &node.template);
         is_newer && !waits && now.mono_ms >= shown.at_ms.saturating_add(self.options.refresh_ms)
     }
 
@@ -924,15 +961,23 @@ impl Declarator {
         let active = Arc::new(active);
         let before = self.shown.as_ref().map(|shown| shown.source);
         if before != Some(source) {
-            self.say_switch(now, before.unwrap_or(Source::Solo), source, out);
+            self.say_switch(now, before, source, out);
         }
+        let is_remade = self.shown.as_ref().is_some_and(|shown| {
+            (shown.session, shown.made_of) == (session, made_of)
+                && shown.published.active.tip.is_same_tip(&active.tip)
+        });
         let theirs = session.and_then(|id| self.sessions.get(&id));
         let channel = theirs.and_then(|session| session.channel);
         let their_job = theirs.and_then(|session| session.mining.work());
-        let work = Work::new(now, &active, session, own, channel.as_ref(), their_job.as_deref());
-        let lost = self.retire_works(active.tip.hash);
-        for (pool, loss, shares) in lost {
-            self.pools[pool].0.lose(loss, shares);
+        let is_ours = own.is_some() || session.is_none();
+        let mut work =
+            Work::new(now, &active, session, own, channel.as_ref(), their_job.as_deref());
+        if let Some(before) = self.works.back().filter(|_| is_remade) {
+            work.takes_the_place_of(before);
+        }
+        for (pool, shares) in self.retire_works(is_ours.then_some(active.tip.hash)) {
+            self.pools[pool].0.lose(ShareLoss::NeverPromised, shares);
         }
         self.works.push_back(work);
         let template = active.job.template();
@@ -947,7 +992,7 @@ impl Declarator {
             is_promised: false,
             since_ms: now.mono_ms,
         };
-        let ceiling = channel.map_or(Difficulty::MAX, |channel| ceiling_under(&channel));
+        let ceiling = channel.map_or(Difficulty::MAX, |channel| ceiling_under(channel.target));
         let published = Published { active, ceiling };
         let outputs = session.and_then(|id| self.sessions.get(&id)?.outputs.clone());
         self.shown = Some(Shown {
@@ -963,30 +1008,44 @@ impl Declarator {
         out.push(Effect::Publish(published));
     }
 
-    /// Jobs of tips that are gone have no more shares to come but late ones; those that were never promised
-    /// take theirs along.
-    fn retire_works(&mut self, tip: [u8; 32]) -> Vec<(usize, ShareLoss, u64)> {
+    /// Before there is newer work: jobs of tips that are gone, as our node has it, have no more shares to come
+    /// but late ones, and those that were never promised take theirs along. So do those that nobody was asked
+    /// for, since only the newest is pursued.
+    fn retire_works(&mut self, tip: Option<[u8; 32]>) -> Vec<(usize, u64)> {
         let mut lost = Vec::new();
         for work in &mut self.works {
             let pool = work.session.and_then(|id| self.sessions.get(&id)).map(|one| one.pool);
-            if let (true, Some(pool)) = (work.tip != tip, pool) {
-                lost.push((pool, ShareLoss::NeverPromised, work.let_waiting_go()));
+            let Some(pool) = pool else { continue };
+            if work.is_undeclared() {
+                lost.push((pool, work.give_up()));
+            } else if tip.is_some_and(|tip| work.tip != tip) {
+                lost.push((pool, work.let_waiting_go()));
             }
         }
         while self.works.len() >= WORKS_KEPT_MAX {
             let Some(mut oldest) = self.works.pop_front() else { break };
             let pool = oldest.session.and_then(|id| self.sessions.get(&id)).map(|one| one.pool);
             if let Some(pool) = pool {
-                lost.push((pool, ShareLoss::NeverPromised, oldest.let_waiting_go()));
+                lost.push((pool, oldest.let_waiting_go()));
             }
         }
         lost
     }
 
-    fn say_switch(&mut self, now: Now, from: Source, to: Source, out: &mut Vec<Effect>) {
-        let leaving = self.leaving.take();
-        let better = || ("it is preferred and good again".to_owned(), now.mono_ms);
-        let (reason, since_ms) = leaving.unwrap_or_else(better);
+    fn say_switch(&mut self, now: Now, before: Option<Source>, to: Source, out: &mut Vec<Effect>) {
+        let from = before.unwrap_or(Source::Solo);
+        let (reason, since_ms) = match (self.leaving.take(), self.node.away(now.mono_ms)) {
+            (Some(leaving), _) => leaving,
+            (None, Some(why)) => (format!("your node: {why}"), self.node.changed_ms),
+            (None, None) if before.is_none() => ("your node is there".to_owned(), now.mono_ms),
+            (None, None)
+                if matches!(from, Source::Pool { kind: Kind::Theirs, .. })
+                    && matches!(to, Source::Pool { kind: Kind::Own, .. }) =>
+            {
+                ("your node is there".to_owned(), now.mono_ms)
+            }
+            (None, None) => ("it is preferred and good".to_owned(), now.mono_ms),
+        };
         let idle_ms = now.mono_ms.saturating_sub(since_ms);
         let idle_hashes = self.fleet * idle_ms as f64 / 1_000.0;
         let switch = Switch { at: now.unix_s, from, to, reason, idle_ms, idle_hashes };
@@ -1002,62 +1061,93 @@ impl Declarator {
         let Some(shown) = &mut self.shown else { return };
         let Some(session) = shown.session.and_then(|id| self.sessions.get(&id)) else { return };
         let Some(channel) = session.channel else { return };
-        let ceiling = ceiling_under(&channel);
+        // A job that is promised keeps its target.
+        let promised = self.works.back().and_then(Work::promised_target);
+        let ceiling = ceiling_under(channel.target);
+        let ceiling = promised.map_or(ceiling, |target| ceiling.min(ceiling_under(target)));
         if ceiling != shown.published.ceiling {
             shown.published.ceiling = ceiling;
             out.push(Effect::Publish(shown.published.clone()));
         }
     }
 
-    /// Has the newest work promised, as far as it is not and can be.
-    fn pursue(&mut self, now: Now, out: &mut Vec<Effect>) {
-        let Some(work) = self.works.back_mut() else { return };
-        let Some(id) = work.session else { return };
-        let Some(own) = work.to_be_declared(now.mono_ms) else { return };
-        let (work_id, tip) = (work.id, work.tip);
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        let Some(client) = &mut session.declare else { return };
+    /// Has the newest work promised, as far as it is not and can be. Whether that went well: where it did not,
+    /// its session has ended.
+    fn pursue(&mut self, now: Now, out: &mut Vec<Effect>) -> bool {
+        let asked = match self.declare_newest(now, out) {
+            Ok(None) => Ok(()),
+            Ok(Some((id, work, token))) => {
+                let asked = match token {
+                    Some(token) => self.ask_for(now, id, work, &token, out),
+                    None => Ok(()),
+                };
+                asked.and_then(|()| self.learn_outputs(id)).map_err(|failure| (id, failure))
+            }
+            Err(failed) => Err(failed),
+        };
+        if let Err((id, failure)) = asked {
+            self.fail(now, id, failure, out);
+            return false;
+        }
+        true
+    }
+
+    /// Declares the newest work if it is to be; session, work and, where nothing is declared, the token to ask
+    /// for it with.
+    fn declare_newest(
+        &mut self,
+        now: Now,
+        out: &mut Vec<Effect>,
+    ) -> Result<Option<Pursued>, (u64, Failure)> {
+        let Some(work) = self.works.back_mut() else { return Ok(None) };
+        let Some(id) = work.session else { return Ok(None) };
+        let Some(own) = work.to_be_declared(now.mono_ms) else { return Ok(None) };
+        let Some(session) = self.sessions.get_mut(&id) else { return Ok(None) };
+        let takes_more = session.takes_more_jobs();
+        let Some(client) = session.declare.as_mut().filter(|_| takes_more) else {
+            return Ok(None);
+        };
         // A token is for these outputs; others make other work, which is made first.
-        if client.next_outputs().is_none() || tip != own.tip.hash {
-            return;
+        let of_work = self.shown.as_ref().and_then(|shown| shown.outputs.as_ref());
+        if client.next_outputs().is_none() || client.next_outputs() != of_work {
+            return Ok(None);
         }
         let mut frames = Vec::new();
         let link = LinkId { session: id, end: End::Declare };
-        let said = match self.options.mode {
-            Mode::FullTemplate => match own.declaration() {
-                None => Err(Failure::NoJob("its transactions are not known".to_owned())),
-                Some(job) => match client.declare(now.mono_ms, &job, &mut frames) {
-                    Ok(request_id) => {
-                        session.declared.push(Declared { request_id, work: work_id });
-                        Ok(None)
-                    }
+        let no_job = |why: &str| Err((id, Failure::NoJob(why.to_owned())));
+        let token = match self.options.mode {
+            Mode::FullTemplate => {
+                let Some(job) = own.declaration() else {
+                    return no_job("its transactions are not known");
+                };
+                match client.declare(now.mono_ms, &job, &mut frames) {
+                    Ok(request_id) => session.declared.push(Declared {
+                        request_id,
+                        work: work.id,
+                        at_ms: now.mono_ms,
+                        was_asked: false,
+                    }),
                     Err(declare::NotDeclared::NoMessage) => {
-                        Err(Failure::NoJob("it is larger than a message".to_owned()))
+                        return no_job("it is larger than a message");
                     }
                     Err(
                         declare::NotDeclared::NotSetUp
                         | declare::NotDeclared::NoToken
                         | declare::NotDeclared::TooMany,
-                    ) => return,
-                },
-            },
+                    ) => return Ok(None),
+                }
+                None
+            }
             Mode::CoinbaseOnly => match client.take_token(now.mono_ms, &mut frames) {
-                None => return,
-                Some(token) => Ok(Some(token.bytes)),
+                None => return Ok(None),
+                Some(token) => Some(token.bytes),
             },
         };
         if !frames.is_empty() {
             out.push(Effect::Send(link, frames));
         }
         work.is_declared();
-        let asked = match said {
-            Err(failure) => Err(failure),
-            Ok(None) => Ok(()),
-            Ok(Some(token)) => self.ask_for(now, id, work_id, &token, out),
-        };
-        if let Err(failure) = asked {
-            self.fail(now, id, failure, out);
-        }
+        Ok(Some((id, work.id, token)))
     }
 
     /// SetCustomMiningJob, with the token that allows it.
@@ -1070,9 +1160,17 @@ impl Declarator {
         out: &mut Vec<Effect>,
     ) -> Result<(), Failure> {
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
-        let Some(own) = self.works.iter().find(|one| one.id == work).and_then(Work::own) else {
+        let tip = self.works.back().map(|newest| newest.tip);
+        let Some(work_of) = self.works.iter_mut().find(|one| one.id == work) else {
             return Ok(());
         };
+        // Its tip is gone: a promise would be worth nothing, and the pool's patience is.
+        if Some(work_of.tip) != tip {
+            let lost = work_of.give_up();
+            self.pools[session.pool].0.lose(ShareLoss::NeverPromised, lost);
+            return Ok(());
+        }
+        let Some(own) = work_of.own() else { return Ok(()) };
         let (coinbase, mut frames) = (&own.built.coinbase, Vec::new());
         let asked = mining::OwnWork {
             token,
@@ -1105,15 +1203,17 @@ impl Declarator {
     ) -> Result<(), Failure> {
         let Some(session) = self.sessions.get(&id) else { return Ok(()) };
         let pool = session.pool;
-        if code != STALE_CHAIN_TIP {
+        let newest = self.works.back().map(|newest| (newest.id, newest.tip));
+        let refused = self.works.iter_mut().find(|one| one.id == work);
+        // A pool may have forgotten what it knew of a tip that is gone, and say so in other words.
+        let is_of_old =
+            refused.as_ref().is_none_or(|one| newest.is_none_or(|(_, tip)| tip != one.tip));
+        if code != STALE_CHAIN_TIP && !is_of_old {
             return Err(failure(code));
         }
         out.push(Effect::Note(Note::NotPromised { pool, code: code.clone() }));
-        let newest = self.works.back().map(|newest| newest.id);
-        let Some(refused) = self.works.iter_mut().find(|one| one.id == work) else {
-            return Ok(());
-        };
-        if newest != Some(work) {
+        let Some(refused) = refused else { return Ok(()) };
+        if newest != Some((work, refused.tip)) {
             // A newer one is on its way; nobody will ask for this one again.
             let lost = refused.give_up();
             self.pools[pool].0.lose(ShareLoss::NeverPromised, lost);
@@ -1137,21 +1237,8 @@ impl Declarator {
 
     /// The pool's word for the fleet's rate, at most once a second.
     fn tell_fleet(&mut self, now: Now, out: &mut Vec<Effect>) {
-        if self.fleet <= 0.0 {
-            return;
-        }
-        for session in self.sessions.values_mut().filter(|session| session.is_ready) {
-            let (told, at_ms) = session.told;
-            let since_ms = now.mono_ms.saturating_sub(at_ms);
-            let Some(channel) = &session.channel else { continue };
-            let is_other = !(0.9..=1.1).contains(&(self.fleet / told));
-            let share_s = Difficulty::easiest_within(channel.target)
-                .map_or(0.0, Difficulty::hashes)
-                / self.fleet;
-            let is_unheard = !(2.0..=20.0).contains(&share_s);
-            let due = (is_other && since_ms >= FLEET_TOLD_EVERY_MS)
-                || (is_unheard && since_ms >= FLEET_TOLD_AGAIN_MS);
-            if due {
+        for session in self.sessions.values_mut() {
+            if session.tell_at_ms(self.fleet).is_some_and(|at_ms| at_ms <= now.mono_ms) {
                 session.told = (self.fleet, now.mono_ms);
                 let mut frames = Vec::new();
                 session.mining.update(self.fleet as f32, &mut frames);
@@ -1168,6 +1255,9 @@ enum Heard {
     Declare(declare::Event),
 }
 
+/// Session, work, token.
+type Pursued = (u64, TemplateId, Option<Arc<[u8]>>);
+
 /// Work that is about to be published.
 struct Made {
     active: ActiveTemplate,
@@ -1178,11 +1268,25 @@ struct Made {
     outputs: Vec<(u64, Vec<u8>)>,
 }
 
-/// The hardest difficulty of which every share is one of the pool's, too.
-fn ceiling_under(channel: &Channel) -> Difficulty {
-    match Difficulty::easiest_within(channel.target) {
+/// Templates of which the same work would be made. Of the same siblings the transactions are the same.
+fn is_same_work(one: &Template, other: &Template) -> bool {
+    let of = |template: &Template| {
+        let Template { version, coinbase_tx_version, coinbase_sequence, .. } = *template;
+        let Template { coinbase_value_sats, coinbase_locktime, .. } = *template;
+        let fields = [version, coinbase_tx_version, coinbase_sequence, coinbase_locktime];
+        (fields, coinbase_value_sats)
+    };
+    of(one) == of(other)
+        && one.script_sig_prefix == other.script_sig_prefix
+        && one.required_outputs == other.required_outputs
+        && one.merkle_path == other.merkle_path
+}
+
+/// The hardest difficulty at which a device says every share of this target that it finds.
+fn ceiling_under(target: Target) -> Difficulty {
+    match Difficulty::easiest_within(target) {
         None => Difficulty::MAX,
-        Some(within) if within.target() == channel.target => within,
+        Some(within) if within.target() == target => within,
         Some(within) => Difficulty::from_log2(within.log2() - 1),
     }
 }

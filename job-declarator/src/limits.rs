@@ -142,6 +142,9 @@ pub const POOL_STAGGER_MS: u64 = 3_000;
 pub const SESSION_SETUP_MAX_MS: u64 = 15_000;
 /// How long the pool may take to promise a custom job or not: ours waits up to 4 s for its node.
 pub const CUSTOM_ANSWER_MAX_MS: u64 = 10_000;
+/// A declaration without a word for three times as long as the pool ever took, but at least this: the pool is
+/// gone. Its check may wait for a node that connects a block.
+pub const DECLARED_ANSWER_MIN_MS: u64 = 10_000;
 /// A share without a word for twice as long as the pool ever took, but at least this: the pool is gone ...
 pub const SHARE_ANSWER_MIN_MS: u64 = 5_000;
 /// ... and at most this, for SRI's pool answers ten shares at once. Also what a pool may take at first, when

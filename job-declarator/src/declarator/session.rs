@@ -11,10 +11,10 @@ use std::sync::Arc;
 use proto::connection::Violation;
 use proto::declare::client as declare;
 use proto::job::JobId;
-use proto::limits::HOUSE_EXTRANONCE_LEN;
+use proto::limits::{CLIENT_CUSTOM_REQUESTS_MAX, HOUSE_EXTRANONCE_LEN};
 use proto::message::{EXTENSION_WORKER_HASHRATE, setup_flags};
 use proto::mining::client::{self as mining, ChannelKind, ClientOptions};
-use proto::target::Target;
+use proto::target::{Difficulty, Target};
 use proto::template::TemplateId;
 use proto::wire::B032;
 use thiserror::Error;
@@ -22,7 +22,8 @@ use thiserror::Error;
 use super::outputs::BadOutputs;
 use super::{End, LinkId, Mode, PoolOptions};
 use crate::limits::{
-    SESSION_SETUP_MAX_MS, SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS, SHARES_REFUSED_IN_A_ROW_MAX,
+    DECLARED_ANSWER_MIN_MS, FLEET_TOLD_AGAIN_MS, FLEET_TOLD_EVERY_MS, SESSION_SETUP_MAX_MS,
+    SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS, SHARES_REFUSED_IN_A_ROW_MAX,
     SHARES_STALE_IN_A_ROW_MAX,
 };
 use crate::upstream::Kind;
@@ -139,6 +140,10 @@ pub(super) struct Sent {
     pub(super) at_ms: u64,
     /// What the pool takes as a share of its job.
     pub(super) target: Target,
+    /// Of its job.
+    pub(super) tip: [u8; 32],
+    /// A block that is no share: the pool may say no to it.
+    pub(super) is_below: bool,
 }
 
 /// A custom job without an answer.
@@ -154,6 +159,9 @@ pub(super) struct Asked {
 pub(super) struct Declared {
     pub(super) request_id: u32,
     pub(super) work: TemplateId,
+    pub(super) at_ms: u64,
+    /// The pool wanted transactions: their way takes what it takes.
+    pub(super) was_asked: bool,
 }
 
 /// See above.
@@ -174,8 +182,12 @@ pub(super) struct Session {
     pub(super) asked: Vec<Asked>,
     pub(super) declared: Vec<Declared>,
     pub(super) unanswered: VecDeque<Sent>,
-    /// The longest that a share's answer took, once there was one.
+    /// The longest that an answer took from the share on that made it due, once there was one.
     slowest_ms: Option<u64>,
+    /// The fewest shares that were answered at once: SRI's pool answers ten, and none before.
+    batch: usize,
+    /// The longest that a declaration's answer took, once there was one.
+    slowest_declared_ms: Option<u64>,
     refused_in_a_row: u32,
     stale_in_a_row: u32,
     /// The fleet's rate as the pool knows it, and since when, mono ms.
@@ -230,6 +242,8 @@ impl Session {
             declared: Vec::new(),
             unanswered: VecDeque::new(),
             slowest_ms: None,
+            batch: usize::MAX,
+            slowest_declared_ms: None,
             refused_in_a_row: 0,
             stale_in_a_row: 0,
             told: (fleet, now_ms),
@@ -252,6 +266,19 @@ impl Session {
         self.channel.is_some() && has_work
     }
 
+    /// When the pool is to be told the devices' rate, mono ms: soon where it knows another, again where it
+    /// asks for shares more than twice as often, or seldom, than it should.
+    pub(super) fn tell_at_ms(&self, fleet: f64) -> Option<u64> {
+        let channel = self.channel.as_ref().filter(|_| self.is_ready && fleet > 0.0)?;
+        let (told, at_ms) = self.told;
+        if !(0.9..=1.1).contains(&(fleet / told)) {
+            return Some(at_ms + FLEET_TOLD_EVERY_MS);
+        }
+        let hashes = Difficulty::easiest_within(channel.target).map_or(0.0, Difficulty::hashes);
+        let is_heard = (2.0..=20.0).contains(&(hashes / fleet));
+        (!is_heard).then_some(at_ms + FLEET_TOLD_AGAIN_MS)
+    }
+
     /// What the pool owes us for too long.
     pub(super) fn overdue(&self, now_ms: u64, custom_max_ms: u64) -> Option<Failure> {
         let since = |at_ms: u64| now_ms.saturating_sub(at_ms);
@@ -259,9 +286,14 @@ impl Session {
         if !self.is_ready && since(self.began_ms) >= SESSION_SETUP_MAX_MS {
             return Some(Failure::NotReady);
         }
-        let share = self.unanswered.front().map(|sent| since(sent.at_ms));
+        let share = self.due_share().map(|sent| since(sent.at_ms));
         if let Some(ms) = share.filter(|ms| *ms >= self.patience_ms()) {
             return silent("a share", ms);
+        }
+        let declared = self.due_declaration();
+        let declared = declared.filter(|(at_ms, max_ms)| since(*at_ms) >= *max_ms);
+        if let Some((at_ms, _)) = declared {
+            return silent("about a template", since(at_ms));
         }
         let custom = self.asked.first().map(|asked| since(asked.at_ms));
         custom.filter(|ms| *ms >= custom_max_ms).and_then(|ms| silent("about a job", ms))
@@ -270,41 +302,78 @@ impl Session {
     /// When `overdue` may have something, mono ms.
     pub(super) fn deadline_ms(&self, custom_max_ms: u64) -> Option<u64> {
         let setup = (!self.is_ready).then_some(self.began_ms + SESSION_SETUP_MAX_MS);
-        let share = self.unanswered.front().map(|sent| sent.at_ms + self.patience_ms());
+        let share = self.due_share().map(|sent| sent.at_ms + self.patience_ms());
+        let declared = self.due_declaration().map(|(at_ms, max_ms)| at_ms + max_ms);
         let custom = self.asked.first().map(|asked| asked.at_ms + custom_max_ms);
         let declare = self.declare.as_ref().and_then(declare::Client::deadline_ms);
-        [setup, share, custom, declare, self.lingers_until_ms].into_iter().flatten().min()
+        [setup, share, declared, custom, declare, self.lingers_until_ms].into_iter().flatten().min()
     }
 
-    /// How long this pool may leave a share unanswered: twice what it ever took.
+    /// The share whose answer is due: the oldest, or the one that completed what this pool answers at once.
+    /// Those of a batch that is not full wait for others to be found.
+    fn due_share(&self) -> Option<&Sent> {
+        let at = if self.slowest_ms.is_some() { self.batch - 1 } else { 0 };
+        self.unanswered.get(at)
+    }
+
+    /// Since when a declaration has no answer, and how long it may take: three times what this pool ever took.
+    /// Before there was one, and where it has to be sent transactions, the protocol client's own bound holds.
+    fn due_declaration(&self) -> Option<(u64, u64)> {
+        let oldest = self.declared.first().filter(|declared| !declared.was_asked)?;
+        let max_ms = self.slowest_declared_ms?.saturating_mul(3);
+        Some((oldest.at_ms, max_ms.max(DECLARED_ANSWER_MIN_MS)))
+    }
+
+    /// How long this pool may leave a share unanswered that is due: twice what it ever took.
     fn patience_ms(&self) -> u64 {
         let twice = self.slowest_ms.map_or(SHARE_ANSWER_MAX_MS, |ms| ms.saturating_mul(2));
         twice.clamp(SHARE_ANSWER_MIN_MS, SHARE_ANSWER_MAX_MS)
     }
 
-    /// Shares up to this one are credited; those that are, in the order sent.
-    pub(super) fn acknowledged(&mut self, last_sequence: u32, now_ms: u64) -> Vec<Sent> {
+    /// `count` shares up to this one are credited: those, in the order sent, and how many beside them had no
+    /// answer and never will.
+    pub(super) fn acknowledged(
+        &mut self,
+        last_sequence: u32,
+        count: u32,
+        now_ms: u64,
+    ) -> (Vec<Sent>, u64) {
         let known = self.unanswered.iter().take_while(|sent| sent.sequence <= last_sequence);
         let known = known.count();
-        let credited: Vec<Sent> = self.unanswered.drain(..known).collect();
-        if let Some(oldest) = credited.first() {
-            let took_ms = now_ms.saturating_sub(oldest.at_ms);
+        let mut credited: Vec<Sent> = self.unanswered.drain(..known).collect();
+        let passed_over = known.saturating_sub(count as usize);
+        credited.drain(..passed_over);
+        if !credited.is_empty() {
+            self.batch = self.batch.min(credited.len());
+            let took_ms = now_ms.saturating_sub(credited[self.batch - 1].at_ms);
             self.slowest_ms = self.slowest_ms.max(Some(took_ms));
             (self.refused_in_a_row, self.stale_in_a_row) = (0, 0);
         }
-        credited
+        (credited, passed_over as u64)
     }
 
-    /// A share is refused; a failure if that is one too many.
-    pub(super) fn refused(&mut self, sequence: u32, code: &str) -> Option<Failure> {
-        self.unanswered.retain(|sent| sent.sequence != sequence);
-        let (in_a_row, max) = if code == STALE_SHARE {
+    /// A share is refused that had no answer; a failure if that is one too many. `tip` is the newest.
+    pub(super) fn refused(
+        &mut self,
+        sequence: u32,
+        code: &str,
+        tip: Option<[u8; 32]>,
+    ) -> Option<Result<(), Failure>> {
+        let at = self.unanswered.iter().position(|sent| sent.sequence == sequence)?;
+        let sent = self.unanswered.remove(at)?;
+        if sent.is_below {
+            return Some(Ok(()));
+        }
+        // A pool may have forgotten the job along with its tip, and say so instead.
+        let is_stale = code == STALE_SHARE || Some(sent.tip) != tip;
+        let (in_a_row, max) = if is_stale {
             (&mut self.stale_in_a_row, SHARES_STALE_IN_A_ROW_MAX)
         } else {
             (&mut self.refused_in_a_row, SHARES_REFUSED_IN_A_ROW_MAX)
         };
         *in_a_row += 1;
-        (*in_a_row >= max).then(|| Failure::Shares(format!("{in_a_row} in a row, {code}")))
+        let failure = || Failure::Shares(format!("{in_a_row} in a row, {code}"));
+        Some(if *in_a_row >= max { Err(failure()) } else { Ok(()) })
     }
 
     /// The request that this answer is of.
@@ -314,9 +383,19 @@ impl Session {
     }
 
     /// The declaration that this answer is of.
-    pub(super) fn take_declared(&mut self, request_id: u32) -> Option<TemplateId> {
+    pub(super) fn take_declared(&mut self, request_id: u32, now_ms: u64) -> Option<TemplateId> {
         let at = self.declared.iter().position(|declared| declared.request_id == request_id)?;
-        Some(self.declared.remove(at).work)
+        let Declared { work, at_ms, was_asked, .. } = self.declared.remove(at);
+        if !was_asked {
+            let took_ms = now_ms.saturating_sub(at_ms);
+            self.slowest_declared_ms = self.slowest_declared_ms.max(Some(took_ms));
+        }
+        Some(work)
+    }
+
+    /// Whether one more job may be on its way: each that is declared is asked for, too.
+    pub(super) fn takes_more_jobs(&self) -> bool {
+        self.asked.len() + self.declared.len() < CLIENT_CUSTOM_REQUESTS_MAX
     }
 }
 

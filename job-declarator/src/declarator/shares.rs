@@ -13,6 +13,7 @@ use proto::mining::client::{Found, Work as PoolWork};
 use proto::mining::server::FoundBlock;
 use proto::mining::{CreditGroup, Now};
 use proto::share::Proof;
+use proto::target::Target;
 use proto::template::TemplateId;
 use proto::wire::B032;
 
@@ -33,6 +34,8 @@ pub(super) struct Work {
     /// The pool's part of the extranonce, and the zeros between it and a house's.
     prefix: B032,
     padding: usize,
+    /// Of the owner's work all that a header is made of but what is rolled.
+    pub(super) space: Option<[u8; 32]>,
     state: State,
     waiting: VecDeque<(Proof, Arc<str>)>,
 }
@@ -46,6 +49,7 @@ enum State {
         wish: Wish,
         stale_tries: u32,
     },
+    /// Ours, or the pool's own.
     Promised(Promised),
     /// Nobody will promise it any more.
     GivenUp,
@@ -68,6 +72,7 @@ impl Work {
         channel: Option<&Channel>,
         theirs: Option<&PoolWork>,
     ) -> Self {
+        let space = own.as_ref().map(OwnWork::space);
         let state = match (session, own, theirs) {
             (None, ..) => State::Solo,
             (Some(_), Some(own), _) => {
@@ -87,6 +92,7 @@ impl Work {
             height: template.height,
             prefix: channel.map(|channel| channel.prefix).unwrap_or_default(),
             padding: channel.map_or(0, Channel::padding),
+            space,
             state,
             waiting: VecDeque::new(),
         }
@@ -94,6 +100,30 @@ impl Work {
 
     pub(super) fn is_promised(&self) -> bool {
         matches!(self.state, State::Solo | State::Promised(_))
+    }
+
+    /// What the pool takes as a share of it, once that is settled.
+    pub(super) fn promised_target(&self) -> Option<Target> {
+        match &self.state {
+            State::Promised(promised) => Some(promised.target),
+            State::Solo | State::Own { .. } | State::GivenUp => None,
+        }
+    }
+
+    /// Nobody was asked for it yet, or nobody who said yes.
+    pub(super) fn is_undeclared(&self) -> bool {
+        matches!(self.state, State::Own { wish: Wish::From(_), .. })
+    }
+
+    /// It stands in for one of the same template that the pool called stale, and waits as long.
+    pub(super) fn takes_the_place_of(&mut self, before: &Self) {
+        if let (
+            State::Own { wish, stale_tries, .. },
+            State::Own { wish: Wish::From(from_ms), stale_tries: tries, .. },
+        ) = (&mut self.state, &before.state)
+        {
+            (*wish, *stale_tries) = (Wish::From(*from_ms), *tries);
+        }
     }
 
     /// It was not promised and still may be.
@@ -192,8 +222,7 @@ impl Declarator {
             // Its session has ended: the device had not heard of it yet.
             (_, None) => self.tally.forgotten += 1,
             (State::GivenUp, Some(pool)) => {
-                self.pools[pool].0.waiting += 1;
-                self.pools[pool].0.lose(ShareLoss::NeverPromised, 1);
+                self.pools[pool].0.lose_at_once(ShareLoss::NeverPromised);
             }
             (State::Own { .. }, Some(pool)) if work.waiting.len() >= SHARES_WAITING_MAX => {
                 self.pools[pool].0.lose(ShareLoss::TooMany, 1);
@@ -206,6 +235,7 @@ impl Declarator {
                 let share = Share {
                     promised: *promised,
                     padding: work.padding,
+                    tip: work.tip,
                     proof,
                     worker: Arc::clone(worker),
                 };
@@ -221,11 +251,22 @@ impl Declarator {
         now: Now,
         id: u64,
         of: TemplateId,
-        promised: Promised,
+        mut promised: Promised,
         out: &mut Vec<Effect>,
     ) {
         let Some(pool) = self.sessions.get(&id).map(|session| session.pool) else { return };
-        let Some(work) = self.works.iter_mut().find(|work| work.id == of) else { return };
+        let Some(at) = self.works.iter().position(|work| work.id == of) else { return };
+        // What was given up meanwhile stays so: the pool may mean another extranonce by it.
+        if !self.works[at].awaits_promise() {
+            return;
+        }
+        // A pool may keep the target that the same work was first promised with; the harder of the two is
+        // good for either kind.
+        let space = self.works[at].space;
+        let same = self.works.iter().filter(|one| one.session == Some(id) && one.space == space);
+        let first = same.filter_map(Work::promised_target).min();
+        promised.target = first.map_or(promised.target, |first| first.min(promised.target));
+        let work = &mut self.works[at];
         self.pools[pool].0.promised += 1;
         work.state = State::Promised(promised);
         let (waiting, padding) = (std::mem::take(&mut work.waiting), work.padding);
@@ -235,7 +276,7 @@ impl Declarator {
         }
         for (proof, worker) in waiting {
             self.pools[pool].0.waiting = self.pools[pool].0.waiting.saturating_sub(1);
-            let share = Share { promised, padding, proof, worker };
+            let share = Share { promised, padding, tip, proof, worker };
             self.send_share(now, (id, pool), &share, out);
         }
     }
@@ -247,9 +288,12 @@ impl Declarator {
         share: &Share,
         out: &mut Vec<Effect>,
     ) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        let Share { promised: Promised { job, target }, padding, proof, worker } = share;
-        if !proof.is_block && !target.is_met_by(&proof.hash) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return self.pools[pool].0.lose_at_once(ShareLoss::PoolGone);
+        };
+        let Share { promised: Promised { job, target }, padding, tip, proof, worker } = share;
+        let is_below = !target.is_met_by(&proof.hash);
+        if is_below && !proof.is_block {
             self.pools[pool].0.below += 1;
             return;
         }
@@ -258,13 +302,15 @@ impl Declarator {
             return;
         }
         let mut frames = Vec::new();
-        let Some(found) = found(proof, *padding) else { return };
+        let found = found(proof, *padding);
         match session.mining.submit_for(worker, JobId(job.0), found, &mut frames) {
             Ok(sequence) => {
                 session.unanswered.push_back(Sent {
                     sequence,
                     at_ms: now.mono_ms,
                     target: *target,
+                    tip: *tip,
+                    is_below,
                 });
                 self.pools[pool].0.sent += 1;
                 out.push(Effect::Send(LinkId { session: id, end: End::Mining }, frames));
@@ -272,6 +318,7 @@ impl Declarator {
             // The pool granted another size than it has now, or has closed the channel.
             Err(error) => {
                 let failure = Failure::NoJob(error.to_string());
+                self.pools[pool].0.lose_at_once(ShareLoss::PoolGone);
                 self.fail(now, id, failure, out);
             }
         }
@@ -311,14 +358,16 @@ impl Declarator {
 struct Share {
     promised: Promised,
     padding: usize,
+    tip: [u8; 32],
     proof: Proof,
     worker: Arc<str>,
 }
 
 /// As it is submitted: the padding, the job's number, the device's channel and what it rolled.
-fn found(proof: &Proof, padding: usize) -> Option<Found> {
+fn found(proof: &Proof, padding: usize) -> Found {
     let extranonce = [&vec![0; padding], &proof.rolled[..]].concat();
-    let extranonce = B032::new(&extranonce).ok()?;
+    let extranonce =
+        B032::new(&extranonce).expect("the client refuses a channel of more than 32 bytes");
     let Proof { nonce, ntime, version, .. } = *proof;
-    Some(Found { nonce, ntime, version, extranonce })
+    Found { nonce, ntime, version, extranonce }
 }

@@ -87,6 +87,12 @@ pub struct PoolTally {
 }
 
 impl PoolTally {
+    /// A share that does not even wait any more.
+    pub(super) fn lose_at_once(&mut self, loss: ShareLoss) {
+        self.waiting += 1;
+        self.lose(loss, 1);
+    }
+
     pub(super) fn acknowledge(&mut self, credited: &[Sent]) {
         self.acknowledged += credited.len() as u64;
         for sent in credited {

@@ -10,7 +10,7 @@ use proto::declare::client::OwnJob;
 use proto::job::{ActiveTemplate, Job};
 use proto::limits::{EXTRANONCE_LEN, HOUSE_EXTRANONCE_LEN, HOUSE_NUMBER_LEN};
 use proto::mining::client::Work as PoolWork;
-use proto::template::{CoinbaseParts, Output, PrevHash, Template, TemplateId};
+use proto::template::{CoinbaseParts, Output, PrevHash, Template, TemplateId, sha256d};
 
 use super::outputs;
 use super::session::{Channel, Failure};
@@ -26,6 +26,25 @@ pub(super) struct OwnWork {
 }
 
 impl OwnWork {
+    /// A name for all that a header is made of but what is rolled and the pool's part of the extranonce. By it
+    /// a pool tells whether it promised the work before.
+    pub(super) fn space(&self) -> [u8; 32] {
+        let coinbase = &self.built.coinbase;
+        let fields = [self.built.version, coinbase.version, coinbase.sequence, coinbase.lock_time];
+        let mut bytes = fields.map(u32::to_le_bytes).concat();
+        // Lengths first: no two works may come to the same bytes.
+        for part in [
+            &coinbase.script_sig_prefix[..],
+            &coinbase.outputs,
+            self.built.merkle_path.as_flattened(),
+            &self.tip.hash,
+        ] {
+            bytes.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            bytes.extend_from_slice(part);
+        }
+        sha256d(&bytes)
+    }
+
     /// As DeclareMiningJob has it; nothing of a template whose transactions are not known.
     pub(super) fn declaration(&self) -> Option<OwnJob> {
         let parts = self.built.declared_parts();

@@ -1,0 +1,494 @@
+//! Claims about the declarator, each from one pool's and one node's words to what devices and pools are told.
+
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "builders outside a #[test] fail it just as well"
+)]
+
+#[path = "declarator/rig.rs"]
+mod rig;
+
+use job_declarator::declarator::{
+    End, Input, Mode, Note, Options, PoolState, ShareLoss, of_suffix,
+};
+use job_declarator::limits::{
+    DECLARED_ANSWER_MIN_MS, FLEET_TOLD_EVERY_MS, SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS,
+    SHARES_REFUSED_IN_A_ROW_MAX, SHARES_WAITING_MAX, STALE_TRIES_MAX,
+};
+use job_declarator::upstream::{Kind, Source};
+use proto::extranonce::ExtranonceAllocator;
+use proto::message::{
+    DeclareMiningJobError, Message, Reconnect, SetCustomMiningJobError, SetExtranoncePrefix,
+    SetTarget,
+};
+use proto::mining::server::FoundBlock;
+use proto::mining::{Owner, Worth};
+use proto::target::Difficulty;
+use proto::wire::{B032, B064K, Str0255};
+
+use rig::{CHANNEL, PREFIX, Rig, ends, options, template};
+
+const OWN: Source = Source::Pool { pool: 0, kind: Kind::Own };
+
+fn scripts(rig: &Rig) -> Vec<Vec<u8>> {
+    let suffix = rig.published.last().unwrap().active.job.coinbase().suffix;
+    of_suffix(&suffix).unwrap().into_iter().map(|output| output.script).collect()
+}
+
+#[test]
+fn devices_work_on_a_template_before_the_pool_has_said_a_word_about_it() {
+    let (mut rig, _) = Rig::at_pool();
+    assert_eq!(rig.declarator.using(), OWN);
+    assert_eq!(scripts(&rig), [vec![0x51]], "the pool's job");
+    assert!(rig.names().contains(&"DeclareMiningJob"));
+    assert!(!rig.declarator.view(rig.now_ms).work.unwrap().is_promised);
+    rig.tell(Input::Template(template(2, 2)));
+    assert_eq!(rig.published.last().unwrap().active.tip.hash, [2; 32]);
+}
+
+#[test]
+fn shares_wait_for_the_promise_and_then_go_in_order_each_with_its_device() {
+    let (mut rig, session) = Rig::at_pool();
+    rig.approve(session);
+    let request_id = rig.asked();
+    for worker in ["attic", "shed", "attic"] {
+        rig.find_as(worker, [0; 32], false);
+    }
+    assert_eq!(rig.names().len(), 0);
+    assert_eq!(rig.tally(0).waiting, 3);
+    let success =
+        proto::message::SetCustomMiningJobSuccess { channel_id: CHANNEL, request_id, job_id: 40 };
+    rig.say(ends(session).0, success);
+    let sent = rig.sent(|_, message, tlvs| match message {
+        Message::SubmitSharesExtended(share) => {
+            assert_eq!((share.job_id, share.extranonce.as_slice()), (40, &[5; 16][..]));
+            let name = tlvs.worker().unwrap().unwrap().to_vec();
+            Some((share.nonce, String::from_utf8(name).unwrap()))
+        }
+        _ => None,
+    });
+    let named = |nonce, name: &str| (nonce, name.to_owned());
+    assert_eq!(sent, [named(1, "attic"), named(2, "shed"), named(3, "attic")]);
+    rig.acknowledge(session, 3, 3);
+    let tally = rig.tally(0);
+    assert_eq!((tally.sent, tally.acknowledged, tally.waiting), (3, 3, 0));
+}
+
+#[test]
+fn one_share_more_than_may_wait_is_let_go_and_counted() {
+    let (mut rig, _) = Rig::at_pool();
+    for _ in 0..=SHARES_WAITING_MAX {
+        rig.find();
+    }
+    let tally = rig.tally(0);
+    assert_eq!(tally.waiting, SHARES_WAITING_MAX as u64);
+    assert_eq!(tally.lost[&ShareLoss::TooMany], 1);
+}
+
+#[test]
+fn a_stale_tip_is_asked_about_again_and_when_every_pool_says_so_the_node_is_behind() {
+    let (mut rig, session) = Rig::at_pool();
+    for tries in 1..=STALE_TRIES_MAX {
+        assert!(!rig.notes.contains(&Note::NodeBehind), "{tries}");
+        rig.approve(session);
+        rig.give_tokens(session, &[0x51]);
+        let request_id = rig.asked();
+        let error_code = Str0255::text("stale-chain-tip");
+        rig.say(
+            ends(session).0,
+            SetCustomMiningJobError { channel_id: CHANNEL, request_id, error_code },
+        );
+        assert!(!rig.names().contains(&"DeclareMiningJob"), "not at once");
+        if tries < STALE_TRIES_MAX {
+            rig.wait(1_000 << (tries - 1));
+            rig.give_tokens(session, &[0x51]);
+        }
+    }
+    assert!(rig.notes.contains(&Note::NodeBehind));
+    assert!(rig.declarator.view(rig.now_ms).node_away.unwrap().contains("old one"));
+    rig.tell(Input::Template(template(2, 2)));
+    assert_eq!(rig.declarator.view(rig.now_ms).node_away, None, "another tip, another try");
+}
+
+#[test]
+fn outputs_beyond_the_owners_limit_end_the_session_by_name() {
+    let mut rig = Rig::new(options(1));
+    let session = rig.make_ready(0, &[0x99]);
+    assert!(rig.hung.contains(&ends(session).0) && rig.hung.contains(&ends(session).1));
+    let view = rig.declarator.view(rig.now_ms);
+    let (_, why) = view.pools[0].last_failure.clone().unwrap();
+    assert!(why.contains("100 percent") && why.contains("reward_to_others_max_percent"), "{why}");
+    assert!(matches!(view.pools[0].state, PoolState::Waiting { .. }));
+    assert_eq!(scripts(&rig), [vec![0x52]], "solo");
+}
+
+fn block(rig: &Rig) -> Box<FoundBlock> {
+    let active = &rig.published.last().unwrap().active;
+    let mut extranonce = [3; 24];
+    extranonce[8..].copy_from_slice(&[5; 16]);
+    Box::new(FoundBlock {
+        hash: [0; 32],
+        header: proto::job::HeaderFields {
+            version: 1,
+            prev_hash: active.tip.hash,
+            merkle_root: [0; 32],
+            ntime: 2,
+            nbits: 3,
+            nonce: 4,
+        },
+        extranonce,
+        job: active.job.clone(),
+        worth: Worth::POOL_JOB,
+        owner: Owner { account: "house".into(), worker: "shed".into() },
+    })
+}
+
+fn pushed(rig: &mut Rig) -> Vec<Vec<u8>> {
+    rig.sent(|link, message, _| match message {
+        Message::PushSolution(push) => {
+            assert_eq!(link.end, End::Declare);
+            Some(push.extranonce.as_slice().to_vec())
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn a_block_is_pushed_with_the_extranonce_that_the_pool_knows() {
+    let (mut rig, _) = Rig::promised();
+    let block = block(&rig);
+    rig.tell(Input::Block(block));
+    let full = [&PREFIX[..], &[5; 16]].concat();
+    assert_eq!(pushed(&mut rig), [full]);
+}
+
+#[test]
+fn coinbase_only_asks_with_the_allocated_token_and_declares_nothing() {
+    let mut rig = Rig::new(Options { mode: Mode::CoinbaseOnly, ..options(1) });
+    rig.make_ready(0, &[0x51]);
+    let asked = rig.sent(|_, message, _| match message {
+        Message::SetCustomMiningJob(custom) => Some(custom.mining_job_token.as_slice().to_vec()),
+        Message::DeclareMiningJob(_) => panic!("nothing is declared"),
+        _ => None,
+    });
+    assert_eq!(asked, [vec![1; 16]], "the first token");
+    let block = block(&rig);
+    rig.tell(Input::Block(block));
+    assert!(pushed(&mut rig).is_empty());
+}
+
+#[test]
+fn the_fleets_rate_is_told_once_a_second_and_not_for_a_tenth_of_it() {
+    let (mut rig, _) = Rig::promised();
+    let told = |rig: &mut Rig| {
+        rig.sent(|_, message, _| match message {
+            Message::UpdateChannel(update) => Some(update.nominal_hash_rate),
+            _ => None,
+        })
+    };
+    rig.wait(FLEET_TOLD_EVERY_MS);
+    rig.tell(Input::Fleet(3e10));
+    assert_eq!(told(&mut rig), [3e10]);
+    rig.tell(Input::Fleet(6e10));
+    rig.wait(FLEET_TOLD_EVERY_MS - 1);
+    assert_eq!(told(&mut rig), [] as [f32; 0]);
+    rig.wait(1);
+    assert_eq!(told(&mut rig), [6e10]);
+    rig.tell(Input::Fleet(6.1e10));
+    rig.wait(FLEET_TOLD_EVERY_MS);
+    rig.tell(Input::Fleet(f64::NAN));
+    rig.wait(FLEET_TOLD_EVERY_MS);
+    assert_eq!(told(&mut rig), [] as [f32; 0]);
+}
+
+// ---- what went wrong once ----
+
+#[test]
+fn a_job_that_cannot_be_declared_leaves_no_device_with_it() {
+    let (mut rig, _) = Rig::promised();
+    let mut without = template(2, 2);
+    std::sync::Arc::make_mut(&mut without.template).transactions = None;
+    rig.tell(Input::Template(without));
+    assert_eq!(rig.declarator.using(), Source::Solo);
+    assert_eq!(scripts(&rig), [vec![0x52]], "solo work in the same breath");
+}
+
+#[test]
+fn a_job_pays_what_its_own_token_asks_for() {
+    let (mut rig, session) = Rig::promised();
+    // Two tokens for the first address are left; the third is for another.
+    rig.give_tokens(session, &[0x53]);
+    let mut paid = Vec::new();
+    for tip in 2..6 {
+        rig.tell(Input::Template(template(tip, tip)));
+        let declared = rig.sent(|_, message, _| match message {
+            Message::DeclareMiningJob(declared) => {
+                Some(declared.coinbase_tx_suffix.as_slice().to_vec())
+            }
+            _ => None,
+        });
+        assert_eq!(declared.len(), usize::from(tip < 5), "one for each token: {tip}");
+        for suffix in declared {
+            paid.push(of_suffix(&suffix).unwrap()[0].script.clone());
+        }
+    }
+    assert_eq!(paid, [vec![0x51], vec![0x51], vec![0x53]]);
+}
+
+#[test]
+fn a_pool_with_an_address_for_each_token_is_declared_to_once_a_template() {
+    let (mut rig, session) = Rig::promised();
+    for tip in 2..10 {
+        let before = rig.published.len();
+        rig.tell(Input::Template(template(tip, tip)));
+        for script in [0x53, 0x51, 0x53] {
+            rig.give_tokens(session, &[script]);
+        }
+        rig.approve(session);
+        assert_eq!(rig.published.len(), before + 1);
+    }
+}
+
+#[test]
+fn a_promise_under_another_extranonce_prefix_is_none() {
+    let (mut rig, session) = Rig::at_pool();
+    rig.approve(session);
+    let request_id = rig.asked();
+    rig.find();
+    let extranonce_prefix = B032::new(&[8; 4]).unwrap();
+    rig.say(ends(session).0, SetExtranoncePrefix { channel_id: CHANNEL, extranonce_prefix });
+    assert_eq!(rig.tally(0).lost[&ShareLoss::NeverPromised], 1);
+    let success =
+        proto::message::SetCustomMiningJobSuccess { channel_id: CHANNEL, request_id, job_id: 3 };
+    rig.say(ends(session).0, success);
+    assert!(!rig.names().contains(&"SubmitSharesExtended"));
+    let device = ExtranonceAllocator::for_house().allocate().unwrap();
+    let job = &rig.published.last().unwrap().active.job;
+    assert_eq!(job.standard_extranonce(&device).unwrap()[4..8], [8; 4], "new work at once");
+}
+
+#[test]
+fn a_job_of_a_tip_that_is_gone_is_not_asked_for_and_its_refusal_is_no_fault() {
+    let (mut rig, session) = Rig::promised();
+    rig.give_tokens(session, &[0x51]);
+    rig.names();
+    rig.tell(Input::Template(template(2, 2)));
+    rig.approve(session);
+    let request_id = rig.asked();
+    rig.tell(Input::Template(template(3, 3)));
+    let error_code = Str0255::text("invalid-mining-job-token");
+    rig.say(
+        ends(session).0,
+        SetCustomMiningJobError { channel_id: CHANNEL, request_id, error_code },
+    );
+    assert_eq!(rig.declarator.using(), OWN, "of the old tip");
+    rig.give_tokens(session, &[0x51]);
+    let declared = rig.sent(|_, message, _| match message {
+        Message::DeclareMiningJob(declared) => Some(declared.request_id),
+        _ => None,
+    });
+    rig.tell(Input::Template(template(4, 4)));
+    let new_mining_job_token = proto::wire::B0255::new(&[1; 16]).unwrap();
+    let request_id = declared[0];
+    let success = proto::message::DeclareMiningJobSuccess { request_id, new_mining_job_token };
+    rig.say(ends(session).1, success);
+    assert!(!rig.names().contains(&"SetCustomMiningJob"), "its tip is gone");
+    let declared = rig.declarator.view(rig.now_ms);
+    assert_eq!(declared.using, OWN);
+}
+
+#[test]
+fn a_template_with_nothing_new_in_it_is_no_new_work() {
+    let (mut rig, _) = Rig::promised();
+    rig.wait(60_000);
+    let before = rig.published.len();
+    let mut same = template(1, 1);
+    std::sync::Arc::make_mut(&mut same.template).id = proto::template::TemplateId(99);
+    rig.tell(Input::Template(same));
+    assert_eq!(rig.published.len(), before);
+    rig.tell(Input::Template(template(1, 2)));
+    assert_eq!(rig.published.len(), before + 1);
+}
+
+#[test]
+fn work_that_comes_back_keeps_the_target_that_the_pool_keeps_for_it() {
+    let (mut rig, session) = Rig::promised();
+    let easier = SetTarget {
+        channel_id: CHANNEL,
+        maximum_target: Difficulty::from_log2(0).target().to_le_bytes(),
+    };
+    for (number, job) in [(2, 2), (1, 3)] {
+        rig.give_tokens(session, &[0x51]);
+        rig.wait(10_000);
+        rig.tell(Input::Template(template(1, number)));
+        rig.promise(session, job);
+        rig.say(ends(session).0, easier);
+    }
+    // Between the first target and the easier one.
+    let mut hash = [0; 32];
+    hash[27] = 0x7f;
+    assert!(Difficulty::from_log2(0).target().is_met_by(&hash));
+    assert!(!Difficulty::from_log2(4).target().is_met_by(&hash));
+    rig.find_as("shed", hash, false);
+    rig.find();
+    assert_eq!((rig.tally(0).below, rig.tally(0).sent), (1, 1));
+}
+
+#[test]
+fn a_promised_job_keeps_devices_as_easy_as_it_is_when_the_pool_gets_harder() {
+    let (mut rig, session) = Rig::promised();
+    let set = |log2| SetTarget {
+        channel_id: CHANNEL,
+        maximum_target: Difficulty::from_log2(log2).target().to_le_bytes(),
+    };
+    rig.say(ends(session).0, set(6));
+    assert_eq!(rig.published.last().unwrap().ceiling, Difficulty::from_log2(4));
+    rig.say(ends(session).0, set(2));
+    assert_eq!(rig.published.last().unwrap().ceiling, Difficulty::from_log2(2));
+}
+
+#[test]
+fn a_pool_that_answers_ten_shares_at_once_is_not_left_while_nine_wait() {
+    let (mut rig, session) = Rig::promised();
+    for _ in 0..10 {
+        rig.find();
+        rig.wait(2_000);
+    }
+    rig.acknowledge(session, 10, 10);
+    for _ in 0..9 {
+        rig.find();
+    }
+    rig.wait(2 * SHARE_ANSWER_MAX_MS);
+    assert_eq!(rig.declarator.using(), OWN, "nothing is due");
+    rig.find();
+    rig.wait(SHARE_ANSWER_MIN_MS);
+    assert_eq!(rig.declarator.using(), Source::Solo, "ten were");
+    assert_eq!(rig.tally(0).lost[&ShareLoss::Unanswered], 10);
+}
+
+#[test]
+fn a_pool_that_falls_silent_is_left_in_seconds() {
+    let (mut rig, session) = Rig::promised();
+    rig.find();
+    rig.wait(100);
+    rig.acknowledge(session, 1, 1);
+    rig.find();
+    rig.wait(SHARE_ANSWER_MIN_MS - 1);
+    assert_eq!(rig.declarator.using(), OWN);
+    rig.wait(1);
+    assert_eq!(rig.declarator.using(), Source::Solo);
+    let switched = rig.notes.iter().rev().find_map(|note| match note {
+        Note::Switched(switch) => Some((switch.reason.clone(), switch.idle_ms)),
+        _ => None,
+    });
+    let (reason, idle_ms) = switched.unwrap();
+    assert!(reason.contains("has not answered a share for 5 s"), "{reason}");
+    assert_eq!(idle_ms, SHARE_ANSWER_MIN_MS);
+}
+
+#[test]
+fn a_pool_that_falls_silent_about_templates_alone_is_left_in_seconds() {
+    let (mut rig, session) = Rig::promised();
+    rig.give_tokens(session, &[0x51]);
+    rig.tell(Input::Template(template(2, 2)));
+    rig.wait(DECLARED_ANSWER_MIN_MS - 1);
+    assert_eq!(rig.declarator.using(), OWN);
+    rig.wait(1);
+    assert_eq!(rig.declarator.using(), Source::Solo);
+}
+
+#[test]
+fn good_shares_that_are_refused_in_a_row_end_it_and_blocks_below_the_target_do_not() {
+    let (mut rig, session) = Rig::promised();
+    for sequence in 1..=10 {
+        rig.find_as("shed", [0xff; 32], true);
+        rig.refuse(session, sequence, "difficulty-too-low");
+    }
+    assert_eq!(rig.declarator.using(), OWN, "blocks that are no shares");
+    for sequence in 11..11 + SHARES_REFUSED_IN_A_ROW_MAX {
+        assert_eq!(rig.declarator.using(), OWN);
+        rig.find();
+        rig.refuse(session, sequence, "difficulty-too-low");
+    }
+    assert_eq!(rig.declarator.using(), Source::Solo);
+}
+
+#[test]
+fn a_share_is_credited_as_often_as_the_pool_says_and_answered_once() {
+    let (mut rig, session) = Rig::promised();
+    for _ in 0..5 {
+        rig.find();
+    }
+    rig.acknowledge(session, 4, 3);
+    rig.refuse(session, 2, "duplicate-share");
+    rig.refuse(session, 5, "stale-share");
+    let tally = rig.tally(0);
+    assert_eq!((tally.acknowledged, tally.refused_in_all()), (3, 1));
+    assert_eq!(tally.lost[&ShareLoss::Unanswered], 1);
+}
+
+#[test]
+fn a_node_that_answers_again_is_not_away() {
+    let (mut rig, _) = Rig::promised();
+    rig.tell(Input::NodeAway("busy".to_owned()));
+    rig.now_ms += 1_000;
+    rig.tell(Input::NodeAnswers);
+    rig.now_ms += 5_000;
+    rig.tell(Input::Time);
+    assert_eq!(rig.declarator.view(rig.now_ms).node_away, None);
+}
+
+#[test]
+fn a_switch_knows_its_own_reason_and_not_an_older_one() {
+    let mut rig = Rig::new(options(1));
+    rig.now_ms = 1_000_000;
+    rig.tell(Input::NodeAway("busy".to_owned()));
+    rig.now_ms = 1_010_000;
+    rig.tell(Input::Time);
+    rig.now_ms = 5_000_000;
+    rig.tell(Input::Template(template(2, 2)));
+    rig.make_ready(0, &[0x51]);
+    let Some(Note::Switched(switch)) = rig.notes.last() else { panic!("{:?}", rig.notes) };
+    assert_eq!((switch.to, switch.idle_ms), (OWN, 0));
+    assert!(!switch.reason.contains("busy"), "{}", switch.reason);
+}
+
+#[test]
+fn a_pool_that_always_asks_to_be_dialled_anew_is_not_dialled_at_its_pace() {
+    let mut rig = Rig::new(options(1));
+    let mut dialled = Vec::new();
+    for _ in 0..5 {
+        let session = rig.session(0);
+        dialled.push(rig.now_ms);
+        let (mining, _) = ends(session);
+        rig.tell(Input::LinkUp(mining));
+        rig.say(mining, proto::message::SetupConnectionSuccess { used_version: 2, flags: 0 });
+        let (new_host, new_port) = (Str0255::text("b"), 1);
+        rig.say(mining, Reconnect { new_host, new_port });
+        while rig.session(0) == session {
+            rig.wait(100);
+        }
+    }
+    let pauses: Vec<u64> = dialled.windows(2).map(|two| two[1] - two[0]).collect();
+    assert!(pauses[0] == 0 && pauses[1] >= 750 && pauses[3] >= 3_000, "{pauses:?}");
+}
+
+#[test]
+fn a_declaration_that_is_refused_sends_the_devices_elsewhere_at_once() {
+    let (mut rig, session) = Rig::at_pool();
+    rig.find();
+    let declared = rig.sent(|_, message, _| match message {
+        Message::DeclareMiningJob(declared) => Some(declared.request_id),
+        _ => None,
+    });
+    let error_code = Str0255::text("invalid-job");
+    let error_details = B064K::new(b"no good").unwrap();
+    let request_id = declared[0];
+    rig.say(ends(session).1, DeclareMiningJobError { request_id, error_code, error_details });
+    assert_eq!(rig.declarator.using(), Source::Solo);
+    assert_eq!(scripts(&rig), [vec![0x52]]);
+    assert_eq!(rig.tally(0).lost[&ShareLoss::PoolGone], 1);
+}
