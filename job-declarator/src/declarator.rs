@@ -603,7 +603,10 @@ impl Declarator {
                     channel.target = target;
                 }
             }
-            Event::NewWork { .. } => self.judge_their_work(id)?,
+            Event::NewWork { .. } => {
+                self.judge_their_work(id)?;
+                self.look_at_their_tip(id);
+            }
             Event::CustomAccepted { request_id, job_id } => {
                 let target = session.channel.map(|channel| channel.target);
                 let work = session.take_asked(request_id);
@@ -710,6 +713,19 @@ impl Declarator {
         let Some(coinbase) = work.coinbase() else { return Ok(()) };
         let limit = &self.options.pools[session.pool].limit;
         Ok(limit.judge(&of_suffix(coinbase.tail)?)?)
+    }
+
+    /// A pool that comes to our tip was behind, and not our node. One that was on it all the time meant
+    /// something else by its word, and goes on with its own jobs until there is another tip.
+    fn look_at_their_tip(&mut self, id: u64) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(tip) = session.mining.work().map(|work| work.prev_hash) else { return };
+        let before = session.their_tip.replace(tip);
+        let ours = self.node.template.as_ref().map(|node| node.prev_hash.hash);
+        if before.is_some_and(|before| before != tip) && ours == Some(tip) {
+            self.node.stale_to.clear();
+            self.node.is_behind = false;
+        }
     }
 
     fn is_it_ready(&mut self, now: Now, id: u64) {

@@ -16,13 +16,13 @@ use job_declarator::declarator::{
 };
 use job_declarator::limits::{
     DECLARED_ANSWER_MIN_MS, FLEET_TOLD_EVERY_MS, SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS,
-    SHARES_REFUSED_IN_A_ROW_MAX, SHARES_WAITING_MAX, STALE_TRIES_MAX,
+    SHARES_REFUSED_IN_A_ROW_MAX, SHARES_WAITING_MAX, STALE_RETRY_MS, STALE_TRIES_MAX,
 };
 use job_declarator::upstream::{Kind, Source};
 use proto::extranonce::ExtranonceAllocator;
 use proto::message::{
-    DeclareMiningJobError, Message, Reconnect, SetCustomMiningJobError, SetExtranoncePrefix,
-    SetTarget,
+    DeclareMiningJobError, Message, Reconnect, SetCustomMiningJobError, SetCustomMiningJobSuccess,
+    SetExtranoncePrefix, SetTarget,
 };
 use proto::mining::server::FoundBlock;
 use proto::mining::{Owner, Worth};
@@ -59,8 +59,7 @@ fn shares_wait_for_the_promise_and_then_go_in_order_each_with_its_device() {
     }
     assert_eq!(rig.names().len(), 0);
     assert_eq!(rig.tally(0).waiting, 3);
-    let success =
-        proto::message::SetCustomMiningJobSuccess { channel_id: CHANNEL, request_id, job_id: 40 };
+    let success = SetCustomMiningJobSuccess { channel_id: CHANNEL, request_id, job_id: 40 };
     rig.say(ends(session).0, success);
     let sent = rig.sent(|_, message, tlvs| match message {
         Message::SubmitSharesExtended(share) => {
@@ -88,29 +87,44 @@ fn one_share_more_than_may_wait_is_let_go_and_counted() {
     assert_eq!(tally.lost[&ShareLoss::TooMany], 1);
 }
 
-#[test]
-fn a_stale_tip_is_asked_about_again_and_when_every_pool_says_so_the_node_is_behind() {
-    let (mut rig, session) = Rig::at_pool();
+/// The pool says of every try that its tip is an old one.
+fn say_stale(rig: &mut Rig, session: u64) {
     for tries in 1..=STALE_TRIES_MAX {
         assert!(!rig.notes.contains(&Note::NodeBehind), "{tries}");
         rig.approve(session);
         rig.give_tokens(session, &[0x51]);
-        let request_id = rig.asked();
+        let (channel_id, request_id) = (CHANNEL, rig.asked());
         let error_code = Str0255::text("stale-chain-tip");
-        rig.say(
-            ends(session).0,
-            SetCustomMiningJobError { channel_id: CHANNEL, request_id, error_code },
-        );
+        rig.say(ends(session).0, SetCustomMiningJobError { channel_id, request_id, error_code });
         assert!(!rig.names().contains(&"DeclareMiningJob"), "not at once");
         if tries < STALE_TRIES_MAX {
-            rig.wait(1_000 << (tries - 1));
-            rig.give_tokens(session, &[0x51]);
+            rig.wait(STALE_RETRY_MS << (tries - 1));
         }
     }
+}
+
+#[test]
+fn a_stale_tip_is_asked_about_again_and_when_every_pool_says_so_the_node_is_behind() {
+    let (mut rig, session) = Rig::at_pool();
+    say_stale(&mut rig, session);
     assert!(rig.notes.contains(&Note::NodeBehind));
     assert!(rig.declarator.view(rig.now_ms).node_away.unwrap().contains("old one"));
     rig.tell(Input::Template(template(2, 2)));
     assert_eq!(rig.declarator.view(rig.now_ms).node_away, None, "another tip, another try");
+}
+
+#[test]
+fn a_pool_that_was_behind_itself_has_the_own_templates_back_when_it_follows() {
+    let (mut rig, session) = Rig::at_pool();
+    say_stale(&mut rig, session);
+    let theirs = rig.open_theirs(0);
+    rig.give_job(theirs, 8);
+    assert_eq!(rig.declarator.using(), Source::Pool { pool: 0, kind: Kind::Theirs });
+    assert_eq!(rig.published.last().unwrap().active.tip.hash, [8; 32]);
+    assert!(rig.declarator.view(rig.now_ms).node_away.is_some());
+    rig.give_job(theirs, 1);
+    assert_eq!(rig.declarator.view(rig.now_ms).node_away, None);
+    assert!(rig.session(0) > theirs, "and is dialled for them");
 }
 
 #[test]
@@ -163,6 +177,33 @@ fn a_block_is_pushed_with_the_extranonce_that_the_pool_knows() {
     rig.tell(Input::Block(block));
     let full = [&PREFIX[..], &[5; 16]].concat();
     assert_eq!(pushed(&mut rig), [full]);
+}
+
+#[test]
+fn what_a_pool_grants_beyond_a_houses_extranonce_stays_zero() {
+    let mut rig = Rig::new(options(1));
+    rig.size = 20;
+    let session = rig.make_ready(0, &[0x51]);
+    rig.approve(session);
+    let asked = rig.sent(|_, message, _| match message {
+        Message::SetCustomMiningJob(custom) => {
+            Some((custom.request_id, custom.coinbase_prefix.as_slice().to_vec()))
+        }
+        _ => None,
+    });
+    let (request_id, prefix) = asked[0].clone();
+    assert_eq!(prefix.last(), Some(&24), "the extranonce's push: 4 of the pool's and 20 of ours");
+    let success = SetCustomMiningJobSuccess { channel_id: CHANNEL, request_id, job_id: 1 };
+    rig.say(ends(session).0, success);
+    rig.find();
+    let rolled = rig.sent(|_, message, _| match message {
+        Message::SubmitSharesExtended(share) => Some(share.extranonce.as_slice().to_vec()),
+        _ => None,
+    });
+    assert_eq!(rolled, [[&[0; 4][..], &[5; 16]].concat()]);
+    let block = block(&rig);
+    rig.tell(Input::Block(block));
+    assert_eq!(pushed(&mut rig), [[&PREFIX[..], &[0; 4], &[5; 16]].concat()]);
 }
 
 #[test]
@@ -261,8 +302,7 @@ fn a_promise_under_another_extranonce_prefix_is_none() {
     let extranonce_prefix = B032::new(&[8; 4]).unwrap();
     rig.say(ends(session).0, SetExtranoncePrefix { channel_id: CHANNEL, extranonce_prefix });
     assert_eq!(rig.tally(0).lost[&ShareLoss::NeverPromised], 1);
-    let success =
-        proto::message::SetCustomMiningJobSuccess { channel_id: CHANNEL, request_id, job_id: 3 };
+    let success = SetCustomMiningJobSuccess { channel_id: CHANNEL, request_id, job_id: 3 };
     rig.say(ends(session).0, success);
     assert!(!rig.names().contains(&"SubmitSharesExtended"));
     let device = ExtranonceAllocator::for_house().allocate().unwrap();

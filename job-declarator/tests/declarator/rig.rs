@@ -11,15 +11,15 @@ use proto::extranonce::ExtranonceAllocator;
 use proto::limits::FRAME_HEADER_LEN;
 use proto::message::{
     AllocateMiningJobTokenSuccess, DeclareMiningJobSuccess, FrameHeader, Message,
-    OpenExtendedMiningChannelSuccess, Received, RequestExtensionsSuccess,
-    SetCustomMiningJobSuccess, SetupConnectionSuccess, SubmitSharesError, SubmitSharesSuccess,
-    Tlvs,
+    NewExtendedMiningJob, OpenExtendedMiningChannelSuccess, Received, RequestExtensionsSuccess,
+    SetCustomMiningJobSuccess, SetNewPrevHash, SetupConnectionSuccess, SubmitSharesError,
+    SubmitSharesSuccess, Tlvs,
 };
 use proto::mining::{ChannelId, CreditGroup, Now, Owner, Worth};
 use proto::share::Proof;
 use proto::target::Difficulty;
 use proto::template::{PrevHash, Template, TemplateId};
-use proto::wire::{B032, B064K, B0255, Seq064K, Str0255};
+use proto::wire::{B032, B064K, B0255, Seq064K, Seq0255U256, Str0255};
 
 /// The channel of every pool, and what it puts before an extranonce.
 pub const CHANNEL: u32 = 7;
@@ -38,6 +38,8 @@ pub struct Rig {
     /// Requests for tokens that have no answer.
     wanted: Vec<(LinkId, u32)>,
     nonce: u32,
+    /// Bytes that a pool lets us roll.
+    pub size: u16,
 }
 
 pub fn options(pools: usize) -> Options {
@@ -100,6 +102,7 @@ impl Rig {
             sent: Vec::new(),
             wanted: Vec::new(),
             nonce: 0,
+            size: 16,
         };
         rig.tell(Input::Template(template(1, 1)));
         rig
@@ -212,19 +215,57 @@ impl Rig {
         }
         let supported_extensions = Seq064K::new(&[[2, 0]]).unwrap();
         self.say(mining, RequestExtensionsSuccess { request_id: 1, supported_extensions });
+        self.open(mining);
+        self.give_tokens(session, script);
+        session
+    }
+
+    /// The newest session with a pool opens its channel for the pool's own jobs.
+    pub fn open_theirs(&mut self, pool: usize) -> u64 {
+        let session = self.session(pool);
+        let (mining, _) = ends(session);
+        self.tell(Input::LinkUp(mining));
+        self.say(mining, SetupConnectionSuccess { used_version: 2, flags: 0 });
+        let supported_extensions = Seq064K::new(&[[2, 0]]).unwrap();
+        self.say(mining, RequestExtensionsSuccess { request_id: 1, supported_extensions });
+        self.open(mining);
+        session
+    }
+
+    /// The pool's own job on a tip.
+    pub fn give_job(&mut self, session: u64, tip: u8) {
+        let (mining, _) = ends(session);
+        let suffix = [&[0xff; 4][..], &[1, 9, 0, 0, 0, 0, 0, 0, 0, 1, 0x51], &[0; 4]].concat();
+        self.say(
+            mining,
+            NewExtendedMiningJob {
+                channel_id: CHANNEL,
+                job_id: u32::from(tip),
+                min_ntime: None,
+                version: 0x2000_0000,
+                version_rolling_allowed: true,
+                merkle_path: Seq0255U256::default(),
+                coinbase_tx_prefix: B064K::new(&[1; 50]).unwrap(),
+                coinbase_tx_suffix: B064K::new(&suffix).unwrap(),
+            },
+        );
+        let (channel_id, job_id, prev_hash) = (CHANNEL, u32::from(tip), [tip; 32]);
+        let (min_ntime, nbits) = (1, 0x1d00_ffff);
+        self.say(mining, SetNewPrevHash { channel_id, job_id, prev_hash, min_ntime, nbits });
+    }
+
+    fn open(&mut self, mining: LinkId) {
         self.say(
             mining,
             OpenExtendedMiningChannelSuccess {
                 request_id: 1,
                 channel_id: CHANNEL,
                 target: DIFFICULTY.target().to_le_bytes(),
-                extranonce_size: 16,
+                extranonce_size: self.size,
                 extranonce_prefix: B032::new(&PREFIX).unwrap(),
                 group_channel_id: 1,
             },
         );
-        self.give_tokens(session, script);
-        session
     }
 
     /// Answers every request for a token.
