@@ -77,7 +77,8 @@ enum Event {
     Share,
     Devices,
     Fault,
-    Heal(usize),
+    /// Of the fault of this number, if it is still the pool's newest.
+    Heal(usize, u64),
     NodeHeal,
     AllWell,
 }
@@ -129,6 +130,8 @@ pub struct World {
     next_event: u64,
     pools: Vec<Pool>,
     slow_ms: Vec<u64>,
+    /// How many each pool had.
+    faults: Vec<u64>,
     links: HashMap<LinkId, Link>,
     sessions: BTreeMap<u64, SessionSeen>,
     limits: Vec<OutputLimit>,
@@ -195,8 +198,8 @@ impl World {
         let options = options_for(&pools, &limits, mode, seed);
         let declarator = Declarator::new(options);
         // Most of the time that an episode takes is in waiting for the end.
-        let is_patient = random.one_in(4);
-        let faults_ms = random.between(8_000, 36_000);
+        let is_patient = random.one_in(5);
+        let faults_ms = random.between(8_000, 30_000);
         let mut world = Self {
             declarator,
             now_ms: 0,
@@ -206,6 +209,7 @@ impl World {
             queue: BTreeMap::new(),
             next_event: 0,
             slow_ms: vec![0; count],
+            faults: vec![0; count],
             links: HashMap::new(),
             sessions: BTreeMap::new(),
             limits,
@@ -357,7 +361,8 @@ impl World {
             Event::Share => self.on_found(),
             Event::Devices => self.on_devices(),
             Event::Fault => self.on_fault(),
-            Event::Heal(pool) => self.heal(pool),
+            Event::Heal(pool, fault) if self.faults[pool] == fault => self.heal(pool),
+            Event::Heal(..) => {}
             Event::NodeHeal => self.heal_node(),
             Event::AllWell => {
                 self.well_ms = Some(self.now_ms);
@@ -398,7 +403,7 @@ impl World {
             self.pools[pool].bad_at_ms = self.now_ms;
         }
         // What was swallowed is lost: the host that came back knows no such connection.
-        if matches!(was, Health::BlackHole { .. }) {
+        if matches!(was, Health::BlackHole { .. } | Health::Stingy) {
             self.cut(pool);
         }
     }
@@ -489,6 +494,11 @@ impl World {
         let pause = self.random.between(500, 12_000);
         self.after(pause, Event::Fault);
         let pool = self.random.below(self.pools.len() as u64) as usize;
+        // A black hole that shows takes its time.
+        if matches!(self.pools[pool].health, Health::BlackHole { .. }) && !self.random.one_in(6) {
+            return;
+        }
+        self.faults[pool] += 1;
         let mut lasts = self.random.between(500, 30_000);
         let health = match self.random.below(20) {
             0 => Health::Away,
@@ -511,7 +521,7 @@ impl World {
             17 => {
                 self.log(|| format!("pool {pool} is slow"));
                 self.slow_ms[pool] = SLOW_MS;
-                return self.after(lasts, Event::Heal(pool));
+                return self.after(lasts, Event::Heal(pool, self.faults[pool]));
             }
             18 => {
                 let ceiling = Difficulty::from_log2(-32 + self.random.below(2) as i16);
@@ -535,7 +545,7 @@ impl World {
         self.log(|| format!("pool {pool}: {health:?} for {lasts}"));
         self.pools[pool].health = health;
         self.pools[pool].bad_at_ms = self.now_ms;
-        self.after(lasts, Event::Heal(pool));
+        self.after(lasts, Event::Heal(pool, self.faults[pool]));
     }
 
     fn on_node_fault(&mut self) {
@@ -801,6 +811,10 @@ impl World {
 
     fn check_tally(&self) {
         let view = self.declarator.view(self.now_ms);
+        if self.node_given.is_some() {
+            let source = view.work.as_ref().map(|work| work.source);
+            assert_eq!(source, Some(view.using), "work of whom it is for");
+        }
         let mut taken = view.tally.solo_shares + view.tally.forgotten;
         for (at, pool) in view.pools.iter().enumerate() {
             let tally = &pool.tally;
