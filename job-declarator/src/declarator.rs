@@ -32,9 +32,9 @@ use self::session::{Asked, Channel, Declared, Promised, STALE_CHAIN_TIP, Session
 use self::shares::Work;
 use self::work::OwnWork;
 use crate::limits::{
-    CUSTOM_ANSWER_MAX_MS, FLEET_UNKNOWN, NODE_AWAY_AFTER_MS, NODE_SILENCE_MAX_MS,
-    SESSION_LINGER_MS, SESSIONS_LINGERING_MAX, STALE_RETRY_MS, STALE_TRIES_MAX, SWITCHES_SHOWN,
-    WORKS_KEPT_MAX,
+    CUSTOM_ANSWER_MAX_MS, FLEET_UNKNOWN, NODE_AWAY_AFTER_MS, NODE_FIRST_WORD_MS,
+    NODE_SILENCE_MAX_MS, SESSION_LINGER_MS, SESSIONS_LINGERING_MAX, STALE_RETRY_MS,
+    STALE_TRIES_MAX, SWITCHES_SHOWN, WORKS_KEPT_MAX,
 };
 use crate::node::NodeTemplate;
 use crate::upstream::{Kind, Source, Step, Upstream};
@@ -372,6 +372,9 @@ pub struct Declarator {
     leaving: Option<(String, u64)>,
     /// The tip of which a promise was told last.
     promised_tip: Option<[u8; 32]>,
+    /// Pools are left alone until then, mono ms, or until the node said a first word: whose jobs to ask them
+    /// for depends on it. Set by the first input.
+    waits_for_node_until_ms: Option<u64>,
 }
 
 impl Declarator {
@@ -397,6 +400,7 @@ impl Declarator {
             switches: VecDeque::new(),
             leaving: None,
             promised_tip: None,
+            waits_for_node_until_ms: None,
         }
     }
 
@@ -446,7 +450,8 @@ impl Declarator {
         let refresh = self.shown.as_ref().map(|shown| shown.at_ms + self.options.refresh_ms);
         let fleet = self.sessions.values().filter_map(|session| session.tell_at_ms(self.fleet));
         let fleet = fleet.min().map(|at_ms| at_ms.max(now_ms + 1));
-        let others = [self.upstream.deadline_ms(now_ms), node, retry, refresh, fleet];
+        let first_word = self.waits_for_node_until_ms;
+        let others = [self.upstream.deadline_ms(now_ms), node, retry, refresh, fleet, first_word];
         sessions.chain(others.into_iter().flatten()).filter(|at| *at > now_ms).min()
     }
 
@@ -810,7 +815,18 @@ impl Declarator {
         }
     }
 
+    /// Nothing is known of the node yet, and it has had little time to say something.
+    fn waits_for_node(&mut self, now: Now) -> bool {
+        let until_ms = now.mono_ms.saturating_add(NODE_FIRST_WORD_MS);
+        let until_ms = *self.waits_for_node_until_ms.get_or_insert(until_ms);
+        let is_silent = self.node.template.is_none() && self.node.away.is_none();
+        is_silent && now.mono_ms < until_ms
+    }
+
     fn follow_upstream(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.waits_for_node(now) {
+            return;
+        }
         for step in self.upstream.steps(now.mono_ms) {
             match step {
                 Step::Dial(pool, kind) => self.dial(now, pool, kind, out),
@@ -1032,10 +1048,10 @@ impl Declarator {
         for work in &mut self.works {
             let pool = work.session.and_then(|id| self.sessions.get(&id)).map(|one| one.pool);
             let Some(pool) = pool else { continue };
-            if work.is_undeclared() {
+            let is_old = tip.is_some_and(|tip| work.tip != tip);
+            // With its promise, whose time is over, goes the template that it holds.
+            if work.is_undeclared() || (is_old && work.awaits_promise()) {
                 lost.push((pool, work.give_up()));
-            } else if tip.is_some_and(|tip| work.tip != tip) {
-                lost.push((pool, work.let_waiting_go()));
             }
         }
         while self.works.len() >= WORKS_KEPT_MAX {

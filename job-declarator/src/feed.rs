@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bitcoin::Network;
+use proto::template::Transactions;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -13,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::clock::unix_s;
 use crate::limits::{NODE_ASKED_EVERY, NODE_PAUSE_FIRST, NODE_PAUSE_LAST, NODE_WAIT_SAID_EVERY};
+use crate::node::shared::sharing;
 use crate::node::{ChainInfo, Node, NodeError, NodeTemplate, TemplateMark};
 
 /// What the node has, or that it has nothing.
@@ -46,7 +48,8 @@ pub(crate) fn spawn(
 ) -> watch::Receiver<NodeFacts> {
     let (facts, seen) =
         watch::channel(NodeFacts { name: node.name(), chain: None, answered_at: None });
-    let feed = Feed { node, network, core, facts, mark: None, said: None };
+    let feed =
+        Feed { node, network, core, facts, mark: None, known: Transactions::default(), said: None };
     tokio::spawn(async move {
         stop.run_until_cancelled(feed.run()).await;
     });
@@ -59,6 +62,8 @@ struct Feed {
     core: mpsc::Sender<FromNode>,
     facts: watch::Sender<NodeFacts>,
     mark: Option<TemplateMark>,
+    /// Transactions of the last template.
+    known: Transactions,
     /// What was said last of its absence, and when.
     said: Option<(String, tokio::time::Instant)>,
 }
@@ -68,7 +73,9 @@ impl Feed {
         let mut pause = NODE_PAUSE_FIRST;
         loop {
             match self.next().await {
-                Ok(template) => {
+                Ok(mut template) => {
+                    template.template = sharing(&self.known, template.template);
+                    self.known = template.template.transactions.clone().unwrap_or_default();
                     if self.said.take().is_some() {
                         info!(node = self.node.name(), "your node is ready");
                     }

@@ -177,6 +177,8 @@ pub const FLEET_TOLD_EVERY_MS: u64 = 1_000;
 pub const FLEET_TOLD_AGAIN_MS: u64 = 15_000;
 /// H/s that a pool is told when nothing is known of the fleet: a Bitaxe.
 pub const FLEET_UNKNOWN: f64 = 1e12;
+/// How long the node may take for its first word before pools are asked for their own jobs.
+pub const NODE_FIRST_WORD_MS: u64 = 2_000;
 /// A node that fails for so long is away: one that restarts its RPC between two calls is not.
 pub const NODE_AWAY_AFTER_MS: u64 = 3_000;
 /// Without a sign of life of the node for so long, its templates are not built upon any more.

@@ -11,8 +11,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use bitcoin::BlockHash;
 use bitcoin::hashes::Hash;
+use bitcoin::{BlockHash, ScriptBuf};
 use job_declarator::blocks::BlockState;
 use job_declarator::clock::unix_s;
 use job_declarator::command::cancelled_by_signal;
@@ -187,7 +187,10 @@ async fn start_declarator(
     let mut config = Config::default();
     config.declarator.data_dir = data_dir.to_owned();
     config.node.kind = NodeKind::Embedded;
-    let payout_script = config.payout_script()?.into_bytes();
+    // Not where the pool's play money goes, so that the page shows whom a block pays.
+    let payout_script =
+        ScriptBuf::new_p2wsh(&ScriptBuf::from_bytes(b"home".to_vec()).wscript_hash());
+    let payout_script = payout_script.into_bytes();
     std::fs::create_dir_all(data_dir)
         .with_context(|| format!("making the data folder {}", data_dir.display()))?;
     let identity = config.key_files().load_or_make(unix_s()).context("the declarator's keys")?;

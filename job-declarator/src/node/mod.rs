@@ -12,6 +12,7 @@ pub mod embedded;
 pub mod ipc;
 pub mod late;
 pub mod rpc;
+pub mod shared;
 
 use std::future::Future;
 use std::pin::Pin;
