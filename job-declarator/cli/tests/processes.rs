@@ -1,0 +1,305 @@
+//! The house as processes of its own: a node, two pools and the declarator, killed, stopped in their tracks and
+//! started again by signals, as an operating system does it. What happens is read from the status page's JSON.
+//! Needs `pool` and `dev_node` beside this package's program; where cargo has not built them it says so.
+
+#![cfg(feature = "demo")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "builders outside a #[test] fail it just as well"
+)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pool::cpu_miner::{self, CpuMinerOptions, MinerReport};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+/// Far beyond what anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(150);
+/// Nobody's, of BIP173's examples.
+const ADDRESS: &str = "bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080";
+
+/// A program that is built beside ours.
+fn program(name: &str) -> Option<PathBuf> {
+    let ours = Path::new(env!("CARGO_BIN_EXE_job-declarator"));
+    let path = ours.with_file_name(name);
+    path.exists().then_some(path)
+}
+
+/// Killed when the test ends, however it does.
+struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    fn start(name: &str, folder: &Path, program: &Path, arguments: &[&str]) -> Self {
+        let log = folder.join(format!("{name}.log"));
+        let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        let child = Command::new(program)
+            .args(arguments)
+            .current_dir(folder)
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        Self { child, log }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(25).collect();
+            eprintln!("== {}", self.log.display());
+            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// A port that was free a moment ago: a pool that is started again must be found where it was.
+fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
+
+struct Pool {
+    name: &'static str,
+    folder: PathBuf,
+    program: PathBuf,
+    mining: u16,
+    declare: u16,
+    http: u16,
+    key: String,
+    process: Process,
+}
+
+impl Pool {
+    fn start(name: &'static str, folder: &Path, program: PathBuf, node: &Value) -> Self {
+        let folder = folder.join(name);
+        std::fs::create_dir(&folder).unwrap();
+        let (mining, declare, http) = (free_port(), free_port(), free_port());
+        let (url, cookie) = (node["rpc"].as_str().unwrap(), node["cookie_file"].as_str().unwrap());
+        let config = format!(
+            "[pool]\npayout_address = \"{ADDRESS}\"\ndrain_s = 1\n\
+             [node]\nnetwork = \"regtest\"\nurl = \"{url}\"\ncookie_file = \"{cookie}\"\n\
+             [listen]\naddress = \"127.0.0.1:{mining}\"\n\
+             [declare]\naddress = \"127.0.0.1:{declare}\"\n\
+             [http]\naddress = \"127.0.0.1:{http}\"\n\
+             [difficulty]\nfloor_log2 = -24\nshares_per_minute = 120\n"
+        );
+        std::fs::write(folder.join("pool.toml"), config).unwrap();
+        let process = Process::start(name, &folder, &program, &["run", "-c", "pool.toml"]);
+        let mut pool =
+            Self { name, folder, program, mining, declare, http, key: String::new(), process };
+        pool.await_ready();
+        let page = get(pool.http, "/api/v1/pool");
+        pool.key = page["authority_public_key"].as_str().unwrap().to_owned();
+        pool
+    }
+
+    fn again(&mut self) {
+        let arguments = ["run", "-c", "pool.toml"];
+        self.process = Process::start(self.name, &self.folder, &self.program, &arguments);
+        self.await_ready();
+    }
+
+    fn await_ready(&self) {
+        until(&format!("pool {}", self.name), || {
+            TcpStream::connect(("127.0.0.1", self.mining)).is_ok()
+                && TcpStream::connect(("127.0.0.1", self.http)).is_ok()
+        });
+    }
+
+    fn settings(&self) -> String {
+        let Self { name, mining, declare, key, .. } = self;
+        format!(
+            "[[pool]]\nname = \"{name}\"\naddress = \"127.0.0.1:{mining}\"\n\
+             declare_address = \"127.0.0.1:{declare}\"\nauthority_key = \"{key}\"\n"
+        )
+    }
+}
+
+/// A page of JSON on this machine.
+fn get(port: u16, path: &str) -> Value {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"))
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < PATIENCE, "never: {what}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+struct House {
+    declarator: Process,
+    http: u16,
+    device: Option<(CancellationToken, Arc<MinerReport>)>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl House {
+    fn start(folder: &Path, node: &Value, pools: &[&Pool]) -> Self {
+        let (sv2, http) = (free_port(), free_port());
+        let (url, cookie) = (node["rpc"].as_str().unwrap(), node["cookie_file"].as_str().unwrap());
+        let mut config = format!(
+            "[declarator]\npayout_address = \"{ADDRESS}\"\nown_job_refresh_s = 1\n\
+             [devices]\nsv2_address = \"127.0.0.1:{sv2}\"\nsv1_address = \"127.0.0.1:0\"\n\
+             shares_per_minute = 240\n\
+             [node]\nnetwork = \"regtest\"\nurl = \"{url}\"\ncookie_file = \"{cookie}\"\n\
+             [http]\naddress = \"127.0.0.1:{http}\"\n"
+        );
+        pools.iter().for_each(|pool| config.push_str(&pool.settings()));
+        std::fs::write(folder.join("declarator.toml"), config).unwrap();
+        let ours = Path::new(env!("CARGO_BIN_EXE_job-declarator"));
+        let arguments = ["run", "-c", "declarator.toml"];
+        let declarator = Process::start("declarator", folder, ours, &arguments);
+        until("the status page", || TcpStream::connect(("127.0.0.1", http)).is_ok());
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let mut house = Self { declarator, http, device: None, runtime };
+        until("the door for devices", || TcpStream::connect(("127.0.0.1", sv2)).is_ok());
+        let key = house.status()["listen"]["authority_public_key"].as_str().unwrap().to_owned();
+        let mut options = CpuMinerOptions::new("127.0.0.1", sv2, key.parse().unwrap());
+        options.user_identity = "bitaxe".to_owned();
+        options.duty_percent = 20;
+        let (stop, report) = (CancellationToken::new(), Arc::new(MinerReport::default()));
+        let mining = cpu_miner::run(options, Arc::clone(&report), stop.clone());
+        house.runtime.spawn(mining);
+        house.device = Some((stop, report));
+        house
+    }
+
+    fn status(&self) -> Value {
+        get(self.http, "/api/v1/status")
+    }
+
+    fn acknowledged(&self, pool: usize) -> u64 {
+        self.status()["pools"][pool]["shares"]["acknowledged"].as_u64().unwrap()
+    }
+
+    /// Whose work it is by then, and, at a pool, shares of it that are credited. The switch to it.
+    fn until_mining(&self, template: &str, pool: Option<usize>) -> Value {
+        let name = pool.map_or(Value::Null, |pool| ["A", "B"][pool].into());
+        let mut status = Value::Null;
+        until(&format!("{template} {name}"), || {
+            status = self.status();
+            status["work"]["template"] == template && status["work"]["pool"] == name
+        });
+        let switch = status["switches"].as_array().unwrap().last().unwrap().clone();
+        if let Some(pool) = pool {
+            let before = self.acknowledged(pool);
+            until("shares are credited", || self.acknowledged(pool) >= before + 3);
+        }
+        switch
+    }
+
+    /// The switches since there were so many.
+    fn idle_since(&self, switches: usize) -> Vec<u64> {
+        let status = self.status();
+        let all = status["switches"].as_array().unwrap();
+        all[switches..].iter().map(|switch| switch["idle_ms"].as_u64().unwrap()).collect()
+    }
+
+    fn switches(&self) -> usize {
+        self.status()["switches"].as_array().unwrap().len()
+    }
+}
+
+/// The first line that a program says.
+fn first_line(process: &mut Process) -> Value {
+    let mut line = String::new();
+    let stdout = process.child.stdout.as_mut().unwrap();
+    BufReader::new(stdout).read_line(&mut line).unwrap();
+    serde_json::from_str(&line).unwrap()
+}
+
+#[test]
+fn processes_that_are_killed_or_stand_still_do_not_stop_the_devices() {
+    let (Some(pool), Some(dev_node)) = (program("pool"), program("dev_node")) else {
+        eprintln!("NOT RUN: pool and dev_node are not built (cargo build --workspace)");
+        return;
+    };
+    let folder = TempDir::new().unwrap();
+    let folder = folder.path();
+    let out_of_reach = ["--block-hashes", "1000000000000", "--refresh-s", "2"];
+    let mut node = Process::start("node", folder, &dev_node, &out_of_reach);
+    let doors = first_line(&mut node);
+    let mut a = Pool::start("A", folder, pool.clone(), &doors);
+    let b = Pool::start("B", folder, pool, &doors);
+    let mut house = House::start(folder, &doors, &[&a, &b]);
+    house.until_mining("own", Some(0));
+
+    // Its sockets are reset.
+    let before = house.switches();
+    a.process.kill();
+    house.until_mining("own", Some(1));
+    assert!(house.idle_since(before).iter().all(|idle_ms| *idle_ms <= 1_000));
+    a.again();
+    house.until_mining("own", Some(0));
+
+    // It stands still and says nothing, with its sockets open.
+    let before = house.switches();
+    a.process.signal(Signal::STOP);
+    house.until_mining("own", Some(1));
+    let idle = house.idle_since(before);
+    assert!(idle.iter().all(|idle_ms| *idle_ms <= 15_000), "{idle:?}");
+    a.process.signal(Signal::CONT);
+    house.until_mining("own", Some(0));
+
+    // The node does.
+    node.signal(Signal::STOP);
+    // Pools ask the same node, and go on with the work that they have.
+    house.until_mining("theirs", Some(0));
+    node.signal(Signal::CONT);
+    house.until_mining("own", Some(0));
+
+    // No pool is left: solo, on a template that was there.
+    let before = house.switches();
+    let Pool { process: mut process_b, .. } = b;
+    process_b.kill();
+    a.process.kill();
+    house.until_mining("solo", None);
+    let idle = house.idle_since(before);
+    assert!(idle.iter().all(|idle_ms| *idle_ms <= 250), "{idle:?}");
+    a.again();
+    house.until_mining("own", Some(0));
+
+    let (stop, report) = house.device.take().unwrap();
+    let seen = report.status();
+    stop.cancel();
+    assert_eq!(seen.sessions, 1, "the device was connected once and for all: {seen:?}");
+    house.declarator.signal(Signal::TERM);
+    assert!(house.declarator.child.wait().unwrap().success());
+    let address = SocketAddr::from(([127, 0, 0, 1], house.http));
+    assert!(TcpStream::connect(address).is_err(), "the page is gone with the program");
+}
