@@ -2,7 +2,8 @@
 //! tasks hand them in, one task offers them; the folder is its queue, so a restart goes on where the program
 //! stopped.
 //!
-//! Must never let a share be answered before its block is on disk, nor delete a block without an answer.
+//! Must never let a share be answered before its block is on disk, nor delete a block without an answer. One
+//! that the disk does not take is offered all the same.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -12,13 +13,13 @@ use std::sync::Arc;
 use bitcoin::BlockHash;
 use bitcoin::hashes::Hash;
 use proto::mining::server::FoundBlock;
-use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::clock::unix_s;
-use crate::limits::{BLOCK_RETRY, BLOCKS_SETTLED_KEPT};
+use crate::limits::{BLOCK_RETRY, BLOCKS_SETTLED_KEPT, BLOCKS_UNWRITTEN_MAX};
 use crate::node::{Node, Submitted};
 
 const BLOCK: &str = "block";
@@ -58,7 +59,16 @@ pub enum BlockState {
 pub struct BlocksHandle {
     dir: Arc<Path>,
     news: Arc<Notify>,
+    /// Blocks that could not be written.
+    unwritten: mpsc::Sender<Block>,
     seen: watch::Sender<Option<BlockSeen>>,
+}
+
+/// A whole block and what it is called.
+#[derive(Debug)]
+struct Block {
+    name: String,
+    bytes: Vec<u8>,
 }
 
 /// Makes the folder and starts the task that offers blocks to `node`, those of an earlier run first.
@@ -72,11 +82,12 @@ pub fn spawn(
 ) -> io::Result<BlocksHandle> {
     let dir: Arc<Path> = data_dir.join("blocks").into();
     fs::create_dir_all(dir.join("settled"))?;
-    let handle =
-        BlocksHandle { dir, news: Arc::new(Notify::new()), seen: watch::Sender::new(None) };
+    let (unwritten, from_memory) = mpsc::channel(BLOCKS_UNWRITTEN_MAX);
+    let (news, seen) = (Arc::new(Notify::new()), watch::Sender::new(None));
+    let handle = BlocksHandle { dir, news, unwritten, seen };
     let offered = handle.clone();
     tokio::spawn(async move {
-        stop.run_until_cancelled(offered.offer_all(node)).await;
+        stop.run_until_cancelled(offered.offer_all(node, from_memory)).await;
     });
     Ok(handle)
 }
@@ -88,8 +99,8 @@ impl BlocksHandle {
         self.seen.subscribe()
     }
 
-    /// Returns when the block is on disk, to be offered with `offer`. One that cannot be written is said loudly
-    /// and offered by nobody but the pool, which has its share.
+    /// Returns when the block is on disk, to be offered with `offer_now`. One that cannot be written is said loudly
+    /// and offered from memory, for as long as the program runs.
     pub async fn keep(&self, found: &FoundBlock, finder: &str) {
         let template = found.job.template();
         let hash = BlockHash::from_byte_array(found.hash);
@@ -104,49 +115,81 @@ impl BlocksHandle {
         info!(%hash, finder = seen.finder, "BLOCK FOUND");
         self.seen.send_replace(Some(seen));
         let Some(bytes) = bytes else { return };
-        let (dir, name) = (Arc::clone(&self.dir), format!("{}-{hash}.{BLOCK}", template.height));
-        let written = tokio::task::spawn_blocking(move || write_durably(&dir, &name, &bytes)).await;
-        match written.map_err(io::Error::other).and_then(|written| written) {
-            Ok(()) => {}
+        let block = Block { name: format!("{}-{hash}", template.height), bytes };
+        let dir = Arc::clone(&self.dir);
+        let written = tokio::task::spawn_blocking(move || {
+            let written = write_durably(&dir, &format!("{}.{BLOCK}", block.name), &block.bytes);
+            (block, written)
+        });
+        match written.await {
+            Ok((_, Ok(()))) => {}
+            Ok((block, Err(error))) => {
+                error!(%hash, %error, "a found block cannot be written to disk");
+                // Beyond the bound, on a disk that takes nothing, the pool alone has it.
+                let _ = self.unwritten.try_send(block);
+            }
             Err(error) => error!(%hash, %error, "a found block cannot be written to disk"),
         }
     }
 
     /// Offers what is kept to the node, now.
-    pub fn offer(&self) {
+    pub fn offer_now(&self) {
         self.news.notify_one();
     }
 
-    async fn offer_all(self, node: Arc<dyn Node>) {
+    async fn offer_all(self, node: Arc<dyn Node>, mut from_memory: mpsc::Receiver<Block>) {
+        let mut in_memory = Vec::new();
         loop {
-            let unsettled = unsettled(&self.dir).unwrap_or_else(|error| {
-                warn!(%error, "the folder of found blocks cannot be read");
-                Vec::new()
-            });
-            let mut is_left = false;
-            for file in unsettled {
-                is_left |= !self.offer_one(&*node, &file).await;
+            while in_memory.len() < BLOCKS_UNWRITTEN_MAX
+                && let Ok(block) = from_memory.try_recv()
+            {
+                in_memory.push(block);
             }
-            if is_left {
-                sleep(BLOCK_RETRY).await;
-            } else {
-                let _ = timeout(BLOCK_RETRY * 30, self.news.notified()).await;
+            let mut unanswered = Vec::new();
+            for block in in_memory {
+                if !self.offer(&*node, &block).await {
+                    unanswered.push(block);
+                }
             }
+            in_memory = unanswered;
+            let is_left = !self.offer_files(&*node).await || !in_memory.is_empty();
+            // A new one does not wait for the old ones' turn.
+            let pause = if is_left { BLOCK_RETRY } else { BLOCK_RETRY * 30 };
+            let _ = timeout(pause, self.news.notified()).await;
         }
     }
 
-    /// `true` once the node has answered.
-    async fn offer_one(&self, node: &dyn Node, file: &Path) -> bool {
-        let bytes = match fs::read(file) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                warn!(file = %file.display(), %error, "a found block cannot be read");
-                return false;
+    /// `true` once the node has answered for each. The oldest first: one may build on another.
+    async fn offer_files(&self, node: &dyn Node) -> bool {
+        let files = unsettled(&self.dir).unwrap_or_else(|error| {
+            warn!(%error, "the folder of found blocks cannot be read");
+            Vec::new()
+        });
+        let mut are_settled = true;
+        for file in files {
+            let bytes = match fs::read(&file) {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    warn!(file = %file.display(), %error, "a found block cannot be read");
+                    are_settled = false;
+                    continue;
+                }
+            };
+            let name = file.file_stem().map(|name| name.to_string_lossy().into_owned());
+            let block = Block { name: name.unwrap_or_default(), bytes };
+            if !self.offer(node, &block).await {
+                are_settled = false;
+            } else if let Err(error) = settle(&self.dir, &file) {
+                warn!(block = block.name, %error, "a settled block stays where it is");
             }
-        };
-        let name = file.file_stem().map(|name| name.to_string_lossy().into_owned());
-        let name = name.unwrap_or_default();
-        let state = match node.submit_block(&bytes).await {
+        }
+        are_settled
+    }
+
+    /// `true` once the node has answered.
+    async fn offer(&self, node: &dyn Node, block: &Block) -> bool {
+        let Block { name, bytes } = block;
+        let state = match node.submit_block(bytes).await {
             Ok(Submitted::Accepted | Submitted::AlreadyKnown) => BlockState::Accepted,
             Ok(Submitted::Stale) => BlockState::Stale,
             Ok(Submitted::Rejected(why)) => BlockState::Rejected(why),
@@ -168,9 +211,6 @@ impl BlocksHandle {
             }
             Some(_) | None => false,
         });
-        if let Err(error) = settle(&self.dir, file) {
-            warn!(block = name, %error, "a settled block stays where it is");
-        }
         true
     }
 }

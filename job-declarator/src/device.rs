@@ -67,7 +67,16 @@ pub enum FromDevice {
     /// How it stands with one connection.
     Shown(Box<DeviceSnapshot>),
     /// A connection has ended, with why.
-    Gone(u64, String),
+    Gone(u64, SocketAddr, String),
+    /// Somebody was turned away, or refused what he asked for.
+    Refused {
+        /// Who.
+        peer: SocketAddr,
+        /// In words.
+        why: String,
+        /// So many times since the last word.
+        count: u64,
+    },
 }
 
 /// What a connection speaks.
@@ -171,7 +180,18 @@ pub(crate) struct Device {
     /// What a V1 device calls itself: it may say so after its channel was opened.
     pub(crate) worker: Option<Arc<str>>,
     pub(crate) refused_early: u64,
+    /// Channels that were not opened, by code, since the page was told.
+    opens_refused: Vec<(&'static str, u64)>,
     pub(crate) house: Arc<House>,
+}
+
+impl House {
+    /// For the page: who was not let in, and why.
+    pub(crate) async fn refused(&self, peer: SocketAddr, why: String) {
+        warn!(%peer, why, "a device could not get in");
+        // The declarator's task may have ended.
+        let _ = self.core.send(FromDevice::Refused { peer, why, count: 1 }).await;
+    }
 }
 
 impl Device {
@@ -205,6 +225,7 @@ impl Device {
             meters: Vec::new(),
             worker: None,
             refused_early: 0,
+            opens_refused: Vec::new(),
             house,
         }
     }
@@ -258,7 +279,7 @@ impl Device {
                 match effect {
                     Effect::BlockFound(found) => {
                         self.tell(FromDevice::Block(found)).await?;
-                        self.house.blocks.offer();
+                        self.house.blocks.offer_now();
                     }
                     Effect::Credit(batch) => self.hand_in(batch).await?,
                     said @ (Effect::Acknowledged { .. }
@@ -327,7 +348,11 @@ impl Device {
                 }
             }
             Effect::OpenRefused(why) => {
-                warn!(device = self.id, peer = %self.peer, why, "a device's channel is refused");
+                debug!(device = self.id, why, "a device's channel is refused");
+                match self.opens_refused.iter_mut().find(|(code, _)| code == why) {
+                    Some((_, count)) => *count += 1,
+                    None => self.opens_refused.push((*why, 1)),
+                }
             }
             Effect::Closed(channel, _) => self.meters.retain(|(id, ..)| id != channel),
             // No device selects its own work here: the setup refuses it.
@@ -374,13 +399,25 @@ impl Device {
             refused_early: self.refused_early,
         };
         let _ = self.house.core.try_send(FromDevice::Shown(Box::new(snapshot)));
+        self.show_refused_opens();
+    }
+
+    /// Some in a moment are one line: a proxy may ask for channels by the thousand.
+    fn show_refused_opens(&mut self) {
+        for (code, count) in std::mem::take(&mut self.opens_refused) {
+            let why = format!("a channel is refused: {code}");
+            warn!(device = self.id, peer = %self.peer, why, count, "a device asks in vain");
+            let said = FromDevice::Refused { peer: self.peer, why, count };
+            let _ = self.house.core.try_send(said);
+        }
     }
 
     /// What was accepted and not yet handed in, and a last word.
     pub(crate) async fn finish(mut self, end: &End) {
         self.server.close_batch(&mut self.out);
         let _ = self.carry_out().await;
+        self.show_refused_opens();
         info!(device = self.id, peer = %self.peer, why = %end, "a device is gone");
-        let _ = self.tell(FromDevice::Gone(self.id, end.to_string())).await;
+        let _ = self.tell(FromDevice::Gone(self.id, self.peer, end.to_string())).await;
     }
 }

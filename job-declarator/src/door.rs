@@ -14,7 +14,7 @@ use tokio::task::{self, JoinSet};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use crate::device::{Dialect, House, sv1, sv2};
+use crate::device::{Dialect, FromDevice, House, sv1, sv2};
 use crate::limits::{DEVICES_DRAIN, DOOR_BACKLOG, DOOR_PAUSE};
 
 /// How many may be in, through both doors.
@@ -91,8 +91,11 @@ async fn serve(
             Some(ended) = tasks.join_next_with_id() => inside.left(ended),
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    if !inside.enter(peer, room) {
-                        debug!(%peer, "too many connections: one is refused");
+                    if let Err(why) = inside.enter(peer, room) {
+                        debug!(%peer, why, "a connection is refused");
+                        let why = why.to_owned();
+                        // Those who knock are not waited for: beyond the queue they are not counted.
+                        let _ = house.core.try_send(FromDevice::Refused { peer, why, count: 1 });
                         continue;
                     }
                     let (id, house) = (ids.fetch_add(1, Ordering::Relaxed), Arc::clone(&house));
@@ -123,13 +126,19 @@ struct Inside {
 }
 
 impl Inside {
-    fn enter(&mut self, peer: SocketAddr, room: Room) -> bool {
+    /// Or why not.
+    fn enter(&mut self, peer: SocketAddr, room: Room) -> Result<(), &'static str> {
         let here = self.by_address.get(&peer.ip()).copied().unwrap_or(0);
-        if self.tasks.len() >= room.connections_max || here >= room.per_address_max {
-            return false;
+        if self.tasks.len() >= room.connections_max {
+            return Err("every place is taken: see devices.max_connections");
+        }
+        if here >= room.per_address_max {
+            return Err(
+                "its address has all of its places: see devices.max_connections_per_address",
+            );
         }
         self.by_address.insert(peer.ip(), here + 1);
-        true
+        Ok(())
     }
 
     /// A task has ended, by a panic too: its place is free again.
@@ -157,9 +166,9 @@ mod tests {
         let room = Room { connections_max: 3, per_address_max: 2 };
         let peer = |ip: u8, port| SocketAddr::from(([10, 0, 0, ip], port));
         let mut inside = Inside::default();
-        assert!(inside.enter(peer(1, 1), room));
-        assert!(inside.enter(peer(1, 2), room));
-        assert!(!inside.enter(peer(1, 3), room), "the address is full");
-        assert!(inside.enter(peer(2, 1), room));
+        inside.enter(peer(1, 1), room).unwrap();
+        inside.enter(peer(1, 2), room).unwrap();
+        assert!(inside.enter(peer(1, 3), room).unwrap_err().contains("per_address"));
+        inside.enter(peer(2, 1), room).unwrap();
     }
 }

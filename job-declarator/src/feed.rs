@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bitcoin::Network;
 use proto::template::Transactions;
 use tokio::sync::{mpsc, watch};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -48,8 +48,8 @@ pub(crate) fn spawn(
 ) -> watch::Receiver<NodeFacts> {
     let (facts, seen) =
         watch::channel(NodeFacts { name: node.name(), chain: None, answered_at: None });
-    let feed =
-        Feed { node, network, core, facts, mark: None, known: Transactions::default(), said: None };
+    let known = Transactions::default();
+    let feed = Feed { node, network, core, facts, mark: None, known, heard: None, said: None };
     tokio::spawn(async move {
         stop.run_until_cancelled(feed.run()).await;
     });
@@ -64,8 +64,10 @@ struct Feed {
     mark: Option<TemplateMark>,
     /// Transactions of the last template.
     known: Transactions,
+    /// When it said last which chain it is on.
+    heard: Option<Instant>,
     /// What was said last of its absence, and when.
-    said: Option<(String, tokio::time::Instant)>,
+    said: Option<(String, Instant)>,
 }
 
 impl Feed {
@@ -111,13 +113,15 @@ impl Feed {
         });
         if again {
             warn!(node = self.node.name(), why, "waiting for your node");
-            self.said = Some((why.to_owned(), tokio::time::Instant::now()));
+            self.said = Some((why.to_owned(), Instant::now()));
         }
     }
 
-    /// The next template, with signs of life while there is none.
+    /// The next template, with signs of life while there is none. Which chain it is of is asked for all the
+    /// while, however fast templates come: another node may stand behind the same address.
     async fn next(&mut self) -> Result<NodeTemplate, String> {
-        if self.mark.is_none() {
+        let is_due = self.heard.is_none_or(|heard| heard.elapsed() >= NODE_ASKED_EVERY);
+        if self.mark.is_none() || is_due {
             let chain = self.node.chain_info().await.map_err(in_words)?;
             self.hold_against_settings(chain)?;
         }
@@ -126,8 +130,9 @@ impl Feed {
         let asked = node.next_template(mark.as_ref());
         tokio::pin!(asked);
         loop {
+            let due = self.heard.map_or_else(Instant::now, |heard| heard + NODE_ASKED_EVERY);
             let alive = async {
-                sleep(NODE_ASKED_EVERY).await;
+                sleep_until(due).await;
                 node.chain_info().await
             };
             tokio::select! {
@@ -143,6 +148,8 @@ impl Feed {
                     return Ok(template);
                 }
                 chain = alive => {
+                    // One that fails here is asked again in a while; its silence is what counts.
+                    self.heard = Some(Instant::now());
                     if let Ok(chain) = chain {
                         self.hold_against_settings(chain)?;
                         let _ = self.tell(FromNode::Answers).await;
@@ -152,7 +159,8 @@ impl Feed {
         }
     }
 
-    fn hold_against_settings(&self, chain: ChainInfo) -> Result<(), String> {
+    fn hold_against_settings(&mut self, chain: ChainInfo) -> Result<(), String> {
+        self.heard = Some(Instant::now());
         let (found, height, catches_up) =
             (chain.network, chain.height, chain.initial_block_download);
         self.facts.send_modify(|facts| {

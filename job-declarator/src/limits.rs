@@ -208,6 +208,8 @@ pub const SHOWN_EVERY: Duration = Duration::from_secs(1);
 pub const FLEET_MEASURED_FROM: u64 = 30;
 /// Devices that left, on the page.
 pub const DEVICES_GONE_SHOWN: usize = 16;
+/// Addresses and reasons of those who were refused, on the page.
+pub const REFUSED_SHOWN: usize = 16;
 /// log2 of the easiest difficulty of a device: a NerdMiner of 20 kH/s finds a share in some ten seconds at 2^-14,
 /// and whatever is slower than that is one of a kind.
 pub const DEVICE_FLOOR_LOG2: i16 = -20;
@@ -230,6 +232,8 @@ pub const DEVICES_DRAIN: Duration = Duration::from_secs(3);
 
 /// Pause before a block is offered again to a node that gave no answer.
 pub const BLOCK_RETRY: Duration = Duration::from_secs(2);
+/// Blocks in memory that the disk did not take, 4 MB each at most: more than a house finds before somebody looks.
+pub const BLOCKS_UNWRITTEN_MAX: usize = 4;
 /// Settled blocks whose files are kept: a house finds one in years, a development chain some in a minute.
 pub const BLOCKS_SETTLED_KEPT: usize = 16;
 

@@ -45,7 +45,7 @@ use crate::http;
 use crate::keys::IdentityWatch;
 use crate::limits::{
     CORE_QUEUE_MAX, DEVICE_FLOOR_LOG2, DEVICES_GONE_SHOWN, FLEET_MEASURED_FROM, LINK_QUEUE_MAX,
-    SHOWN_EVERY,
+    REFUSED_SHOWN, SHOWN_EVERY,
 };
 use crate::link::{self, FromLink, Goal};
 use crate::node::Node;
@@ -273,10 +273,38 @@ pub struct Shown {
     pub devices: Vec<Arc<DeviceSnapshot>>,
     /// Who went last and why: peer, reason, unix seconds.
     pub gone: VecDeque<(SocketAddr, String, u32)>,
+    /// Who was refused last, the newest last.
+    pub refused: VecDeque<RefusedPeer>,
     /// The monotonic clock that `view` counts by, ms.
     pub now_ms: u64,
     /// Unix seconds.
     pub now: u32,
+}
+
+impl Shown {
+    fn of_the_start(declarator: &Declarator, clock: Clock) -> Self {
+        Self {
+            view: declarator.view(0),
+            devices: Vec::new(),
+            gone: VecDeque::new(),
+            refused: VecDeque::new(),
+            now_ms: 0,
+            now: clock.now().unix_s,
+        }
+    }
+}
+
+/// Somebody who was turned away, or refused what he asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RefusedPeer {
+    /// Where he came from the last time.
+    pub peer: SocketAddr,
+    /// For people.
+    pub why: String,
+    /// How often, from this address.
+    pub count: u64,
+    /// The last time, unix seconds.
+    pub at: u32,
 }
 
 /// A declarator that runs.
@@ -351,15 +379,8 @@ pub async fn start(settings: Settings, node: Arc<dyn Node>) -> Result<Running> {
     let goals = goals.collect();
     let names = options.pools.iter().map(|pool| pool.name.clone()).collect();
     let declarator = Declarator::new(options);
-    let view = Shown {
-        view: declarator.view(0),
-        devices: Vec::new(),
-        gone: VecDeque::new(),
-        now_ms: 0,
-        now: clock.now().unix_s,
-    };
     let (work, published) = watch::channel(None);
-    let (show, shown) = watch::channel(Arc::new(view));
+    let (show, shown) = watch::channel(Arc::new(Shown::of_the_start(&declarator, clock)));
     let core = Core {
         declarator,
         clock,
@@ -369,6 +390,7 @@ pub async fn start(settings: Settings, node: Arc<dyn Node>) -> Result<Running> {
         links_say,
         devices: BTreeMap::new(),
         gone: VecDeque::new(),
+        refused: VecDeque::new(),
         work,
         show,
         stop: stop.clone(),
@@ -522,6 +544,7 @@ struct Core {
     links_say: mpsc::Sender<FromLink>,
     devices: BTreeMap<u64, Arc<DeviceSnapshot>>,
     gone: VecDeque<(SocketAddr, String, u32)>,
+    refused: VecDeque<RefusedPeer>,
     work: watch::Sender<Option<Published>>,
     show: watch::Sender<Arc<Shown>>,
     stop: CancellationToken,
@@ -599,15 +622,26 @@ impl Core {
             FromDevice::Shown(row) => {
                 self.devices.insert(row.id, Arc::from(row));
             }
-            FromDevice::Gone(id, why) => {
-                if let Some(row) = self.devices.remove(&id) {
-                    if self.gone.len() >= DEVICES_GONE_SHOWN {
-                        self.gone.pop_front();
-                    }
-                    self.gone.push_back((row.peer, why, self.clock.now().unix_s));
+            FromDevice::Gone(id, peer, why) => {
+                self.devices.remove(&id);
+                if self.gone.len() >= DEVICES_GONE_SHOWN {
+                    self.gone.pop_front();
                 }
+                self.gone.push_back((peer, why, self.clock.now().unix_s));
             }
+            FromDevice::Refused { peer, why, count } => self.on_refused(peer, why, count),
         }
+    }
+
+    /// One row for an address and a reason, however often.
+    fn on_refused(&mut self, peer: SocketAddr, why: String, count: u64) {
+        let same = |row: &RefusedPeer| row.peer.ip() == peer.ip() && row.why == why;
+        let before = self.refused.iter().position(same).and_then(|at| self.refused.remove(at));
+        if self.refused.len() >= REFUSED_SHOWN {
+            self.refused.pop_front();
+        }
+        let count = before.map_or(0, |row| row.count).saturating_add(count);
+        self.refused.push_back(RefusedPeer { peer, why, count, at: self.clock.now().unix_s });
     }
 
     fn handle(&mut self, input: Input<'_>) {
@@ -687,6 +721,7 @@ impl Core {
             view: self.declarator.view(now.mono_ms),
             devices: self.devices.values().cloned().collect(),
             gone: self.gone.clone(),
+            refused: self.refused.clone(),
             now_ms: now.mono_ms,
             now: now.unix_s,
         };

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use proto::limits::FRAME_HEADER_LEN;
 use proto::message::{FrameHeader, Message, Received, Tlvs};
-use proto::mining::Now;
 use proto::mining::server::Input;
+use proto::mining::{Now, Owner};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout};
@@ -20,12 +20,20 @@ use crate::sv1::{Out, Session, Terms};
 pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, house: Arc<House>) {
     // An answer of some bytes must not wait for the next; a link that is gone says so itself.
     let _ = stream.set_nodelay(true);
-    let mut first = [0; 1];
+    let mut first = [0; FIRST_LOOK];
     let peek = timeout(house.handshake_deadline, stream.peek(&mut first));
     match house.shutdown.run_until_cancelled(peek).await {
+        Some(Ok(Ok(count @ 1..))) if speaks_v2(&first[..count]) => {
+            let why = "it speaks Stratum V2 on the port for V1: see devices.sv2_address";
+            return house.refused(peer, why.to_owned()).await;
+        }
         Some(Ok(Ok(1..))) => {}
-        // A probe, or one that says nothing.
-        _ => return,
+        Some(Err(_)) => {
+            let why = format!("it said nothing for {} s", house.handshake_deadline.as_secs());
+            return house.refused(peer, why).await;
+        }
+        // A probe.
+        Some(Ok(Ok(0) | Err(_))) | None => return,
     }
     let terms = Terms { shares_per_minute: house.policy.shares_per_minute, ..Terms::default() };
     let session = Session::new(terms, house.clock.now());
@@ -33,6 +41,21 @@ pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, house: A
     let mut connection = Box::new(Sv1 { stream, session, device, lines: Vec::new() });
     let end = connection.run().await;
     connection.device.finish(&end).await;
+}
+
+/// What a Stratum V2 device says first: a key of so many bytes, which look random.
+const FIRST_LOOK: usize = 64;
+
+/// Lines of JSON begin with a brace, and whatever else a person might type is text.
+fn speaks_v2(first: &[u8]) -> bool {
+    let is_text = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+    !first.starts_with(b"{") && !first.iter().all(is_text)
+}
+
+/// What it is called among the house's devices: the worker's part of its name, or all of it.
+fn called(name: &str) -> Option<Arc<str>> {
+    let Owner { account, worker } = Owner::of_identity(name.as_bytes())?;
+    Some(if worker.is_empty() { account } else { worker })
 }
 
 struct Sv1 {
@@ -101,7 +124,7 @@ impl Sv1 {
         self.session.time(now, &mut out);
         self.device.keep_time(now)?;
         let asked = self.ask(now, out).await;
-        self.device.worker = self.session.worker().map(Arc::from);
+        self.learn_its_name();
         self.device.refused_early = self.session.refused();
         if let Some(agent) =
             self.session.user_agent().filter(|_| self.device.names.vendor.is_empty())
@@ -123,13 +146,20 @@ impl Sv1 {
             server.handle(now, Input::BurstEnd, said)?;
             // Shares are handed in at once, each a batch of one: old devices send few.
             server.close_batch(said);
-            self.device.worker = self.session.worker().map(Arc::from);
+            self.learn_its_name();
             self.device.carry_out().await?;
             let frames = std::mem::take(&mut self.device.out.frames);
             if frames.is_empty() {
                 return Ok(());
             }
             self.hear(now, &frames, &mut out)?;
+        }
+    }
+
+    /// Later names change nothing.
+    fn learn_its_name(&mut self) {
+        if self.device.worker.is_none() {
+            self.device.worker = self.session.worker().and_then(called);
         }
     }
 

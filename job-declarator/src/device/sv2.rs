@@ -14,7 +14,6 @@ use proto::net::{Link, LinkError};
 use proto::noise::EphemeralSecret;
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout};
-use tracing::{debug, warn};
 
 use super::{Device, Dialect, End, House, Names};
 use crate::limits::{DEVICE_GOODBYE, DEVICE_WRITE_STALL};
@@ -26,10 +25,18 @@ pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, house: A
         Some(Ok(Ok(greeted))) => greeted,
         // A bare connect and close is how devices look whether their first pool is back.
         Some(Ok(Err(NotGreeted::Probe))) => return,
-        Some(Ok(Err(NotGreeted::Why(why)))) => {
-            return warn!(%peer, why, "a device could not get in");
+        Some(Ok(Err(NotGreeted::Why(why)))) => return house.refused(peer, why).await,
+        Some(Ok(Err(NotGreeted::Told(why, link)))) => {
+            house.refused(peer, why).await;
+            // It may read why; whether it did is its business.
+            let _ = timeout(DEVICE_GOODBYE, link.close_after_flush()).await;
+            return;
         }
-        Some(Err(_)) => return debug!(%peer, "a device did not say what it wants in time"),
+        Some(Err(_)) => {
+            let limit_s = house.handshake_deadline.as_secs();
+            let why = format!("it did not say what it wants within {limit_s} s");
+            return house.refused(peer, why).await;
+        }
         None => return,
     };
     let mut connection = greeted;
@@ -40,6 +47,8 @@ pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, house: A
 enum NotGreeted {
     Probe,
     Why(String),
+    /// It is told why, and then hung up on.
+    Told(String, Box<Link>),
 }
 
 impl From<LinkError> for NotGreeted {
@@ -64,8 +73,7 @@ async fn greet(
     let mut first = [0; 16];
     match stream.peek(&mut first).await {
         Ok(0) | Err(_) => return Err(NotGreeted::Probe),
-        // What a Stratum V1 client says first. No key of 64 random bytes begins so.
-        Ok(_) if first.starts_with(br#"{"id":"#) || first.starts_with(br#"{"method"#) => {
+        Ok(count) if speaks_v1(&first[..count]) => {
             let why = "it speaks Stratum V1 on the port for V2: see devices.sv1_address";
             return Err(NotGreeted::Why(why.to_owned()));
         }
@@ -99,13 +107,21 @@ async fn greet(
             }
             SetupStep::Refused(refusal) => {
                 let why = refusal.error_code.printable();
-                let _ = timeout(DEVICE_GOODBYE, link.close_after_flush()).await;
-                return Err(NotGreeted::Why(why));
+                return Err(NotGreeted::Told(why, Box::new(link)));
             }
             SetupStep::Negotiated | SetupStep::Discarded | SetupStep::Pass(_) => frames.clear(),
         }
     }
 }
+
+/// What a Stratum V1 device says first is a line of JSON. No key of 64 random bytes begins so.
+fn speaks_v1(first: &[u8]) -> bool {
+    let is_text = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+    first.len() >= V1_LOOK_MIN && first.starts_with(b"{") && first.iter().all(is_text)
+}
+
+/// Bytes from which that can be told.
+const V1_LOOK_MIN: usize = 8;
 
 /// A key for one handshake.
 pub(crate) fn ephemeral() -> Result<EphemeralSecret, String> {
