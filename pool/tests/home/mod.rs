@@ -9,11 +9,12 @@
 )]
 
 pub(crate) mod proxy;
+pub(crate) mod refuser;
+pub(crate) mod v1;
 
-use std::future::pending;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bitcoin::Network;
@@ -29,27 +30,32 @@ use pool::config::{Config, NodeKind};
 use pool::cpu_miner::{self, CpuMinerOptions, MinerReport};
 use pool::keys::{make_authority, make_identity};
 use pool::run as pool_run;
+use proto::mining::client::ChannelKind;
 use proto::mining::server::Policy;
 use proto::noise::AuthorityPublicKey;
 use proto::target::Difficulty;
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use proxy::Proxy;
 
 /// Far beyond what anything here takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(100);
 /// Where solo blocks of the house pay: OP_TRUE.
 pub(crate) const OWN_SCRIPT: [u8; 1] = [0x51];
 
-/// A pool and the ways to it.
+/// A pool, the ways to it, and its own way to its node.
 pub(crate) struct PoolRig {
     pub(crate) pool: pool_run::Running,
     pub(crate) mining: Proxy,
     pub(crate) declare: Proxy,
+    pub(crate) node: Arc<NodeWay>,
+    /// Where its blocks pay.
+    pub(crate) script: Vec<u8>,
     _folder: TempDir,
 }
 
@@ -73,13 +79,40 @@ impl PoolRig {
         config.http.address = any;
         config.difficulty.floor_log2 = -24;
         config.difficulty.shares_per_minute = 120;
+        // A house says that it hashes like one at first; these devices would wait for the pool to find out.
+        config.difficulty.ceiling_log2 = -20;
         change(&mut config);
-        let shared = Arc::clone(chain) as Arc<dyn Node>;
+        let node = NodeWay::new(Arc::clone(chain) as _);
+        let front = Arc::clone(&node) as Arc<dyn Node>;
         let stop = CancellationToken::new();
-        let pool = pool_run::start_behind(&config, &stop, |_| shared).await.unwrap();
+        let pool = pool_run::start_behind(&config, &stop, |_| front).await.unwrap();
         let mining = Proxy::to(pool.listen).await;
         let declare = Proxy::to(pool.declare.unwrap()).await;
-        Self { pool, mining, declare, _folder: folder }
+        let script = config.payout_script(Network::Regtest).unwrap().into_bytes();
+        Self { pool, mining, declare, node, script, _folder: folder }
+    }
+
+    /// Shares that this pool has credited to a device of the house.
+    pub(crate) async fn credited(&self, device: &str) -> u64 {
+        let account = self.pool.store.account("alice").await.unwrap();
+        let workers = account.map(|account| account.workers).unwrap_or_default();
+        workers.iter().find(|row| row.worker == device).map_or(0, |row| row.shares)
+    }
+
+    /// Until each of the devices has another share credited here, under its own name.
+    pub(crate) async fn until_credited(&self, devices: &[&str]) {
+        for device in devices {
+            let before = self.credited(device).await;
+            let more = async {
+                while self.credited(device).await <= before {
+                    sleep(Duration::from_millis(100)).await;
+                }
+            };
+            if timeout(PATIENCE, more).await.is_err() {
+                let account = self.pool.store.account("alice").await.unwrap();
+                panic!("{device} is not credited: {account:?}");
+            }
+        }
     }
 
     pub(crate) fn set(&self, way: proxy::Way) {
@@ -102,26 +135,45 @@ impl PoolRig {
     }
 }
 
-/// The house's way to its node.
+/// Somebody's way to a node.
 pub(crate) struct NodeWay {
     node: Arc<dyn Node>,
     pub(crate) state: AtomicU8,
     /// Wakes who waits for a template when the way changes.
     changed: watch::Sender<()>,
+    /// Blocks that were offered, by whatever fate.
+    pub(crate) offered: Mutex<Vec<Vec<u8>>>,
 }
 
 pub(crate) const UP: u8 = 0;
 pub(crate) const DEAD: u8 = 1;
 pub(crate) const STALLED: u8 = 2;
+/// On another network than the house's.
+pub(crate) const ELSEWHERE: u8 = 3;
+/// In initial block download.
+pub(crate) const BEHIND: u8 = 4;
+/// Gives templates and takes no block.
+pub(crate) const TAKES_NO_BLOCK: u8 = 5;
+/// To which every block that it is asked about is invalid.
+pub(crate) const REFUSES_ALL: u8 = 6;
 
 impl NodeWay {
     pub(crate) fn new(node: Arc<dyn Node>) -> Arc<Self> {
-        Arc::new(Self { node, state: AtomicU8::new(UP), changed: watch::Sender::new(()) })
+        Arc::new(Self {
+            node,
+            state: AtomicU8::new(UP),
+            changed: watch::Sender::new(()),
+            offered: Mutex::default(),
+        })
     }
 
     pub(crate) fn set(&self, state: u8) {
         self.state.store(state, Ordering::SeqCst);
         self.changed.send_replace(());
+    }
+
+    fn is(&self, state: u8) -> bool {
+        self.state.load(Ordering::SeqCst) == state
     }
 
     async fn through<T>(
@@ -143,14 +195,38 @@ impl NodeWay {
             }
         }
     }
+
+    async fn where_it_stands(&self) -> Result<ChainInfo, NodeError> {
+        let mut chain = self.through(self.node.chain_info()).await?;
+        if self.is(ELSEWHERE) {
+            chain.network = Network::Signet;
+        }
+        chain.initial_block_download |= self.is(BEHIND);
+        Ok(chain)
+    }
+
+    async fn submit(&self, block: &[u8]) -> Result<Submitted, NodeError> {
+        self.offered.lock().unwrap().push(block.to_owned());
+        if self.is(TAKES_NO_BLOCK) {
+            return Err(NodeError::Unreachable("it takes no block".to_owned()));
+        }
+        self.through(self.node.submit_block(block)).await
+    }
+
+    async fn check(&self, block: &[u8]) -> Result<Checked, NodeError> {
+        if self.is(REFUSES_ALL) {
+            return Ok(Checked::Invalid("bad-txns-inputs-missingorspent-ever".to_owned()));
+        }
+        self.through(self.node.check_block(block)).await
+    }
 }
 
 impl Node for NodeWay {
     fn name(&self) -> String {
-        "the house's node".to_owned()
+        "a node at the end of a way".to_owned()
     }
     fn chain_info(&self) -> NodeFuture<'_, ChainInfo> {
-        Box::pin(self.through(self.node.chain_info()))
+        Box::pin(self.where_it_stands())
     }
     fn next_template<'a>(
         &'a self,
@@ -159,10 +235,10 @@ impl Node for NodeWay {
         Box::pin(self.through(self.node.next_template(after)))
     }
     fn submit_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Submitted> {
-        Box::pin(self.through(self.node.submit_block(block)))
+        Box::pin(self.submit(block))
     }
     fn check_block<'a>(&'a self, block: &'a [u8]) -> NodeFuture<'a, Checked> {
-        Box::pin(self.through(self.node.check_block(block)))
+        Box::pin(self.check(block))
     }
     fn height_of<'a>(&'a self, hash: &'a [u8; 32]) -> NodeFuture<'a, Option<u32>> {
         Box::pin(self.through(self.node.height_of(hash)))
@@ -229,6 +305,8 @@ impl Home {
             policy: Policy {
                 shares_per_minute: 240.0,
                 floor: Difficulty::from_log2(-24),
+                // A V1 device is taken for a fast one until it has shown that it is not.
+                ceiling: Difficulty::from_log2(-20),
                 ..Policy::default()
             },
             handshake_deadline: Duration::from_secs(10),
@@ -249,7 +327,7 @@ impl Home {
         match seen {
             Ok(Ok(shown)) => Arc::clone(&shown),
             Ok(Err(_)) => panic!("the declarator ended before {what}"),
-            Err(_) => panic!("never: {what}; {:#?}", self.view()),
+            Err(_) => panic!("never: {what}; {:#?}", self.running.shown.borrow()),
         }
     }
 
@@ -274,18 +352,37 @@ impl Home {
         self.view().switches.back().cloned().expect("a switch")
     }
 
-    pub(crate) async fn device(&self, name: &str) -> Device {
-        // The door opens with the first work.
+    /// The doors open with the first work.
+    pub(crate) async fn until_open(&self) {
         let mut work = self.running.work.clone();
         timeout(PATIENCE, work.wait_for(Option::is_some)).await.unwrap().unwrap();
+        for door in [self.running.sv2, self.running.sv1.unwrap()] {
+            while TcpStream::connect(door).await.is_err() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    pub(crate) async fn device(&self, name: &str) -> Device {
+        self.device_of(name, ChannelKind::Extended { min_extranonce_size: 8 }).await
+    }
+
+    pub(crate) async fn device_of(&self, name: &str, kind: ChannelKind) -> Device {
+        self.until_open().await;
         let at = self.running.sv2;
         let mut options = CpuMinerOptions::new(&at.ip().to_string(), at.port(), self.authority);
         options.user_identity = name.to_owned();
-        options.duty_percent = 20;
+        options.kind = kind;
+        options.duty_percent = 15;
         let report = Arc::new(MinerReport::default());
         let stop = CancellationToken::new();
         let task = tokio::spawn(cpu_miner::run(options, Arc::clone(&report), stop.clone()));
         Device { report, stop, task }
+    }
+
+    pub(crate) async fn v1_device(&self, name: &str) -> v1::V1Device {
+        self.until_open().await;
+        v1::V1Device::start(self.running.sv1.unwrap(), name).await
     }
 }
 
@@ -297,7 +394,18 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// It never had to connect again, and nothing that it found was refused but what came behind a tip.
+    /// Until so many more of its shares are acknowledged.
+    pub(crate) async fn until_acknowledged(&self, shares: u64) {
+        let goal = self.report.status().acknowledged + shares;
+        let mined = async {
+            while self.report.status().acknowledged < goal {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, mined).await.expect("a device's shares are not acknowledged");
+    }
+
+    /// It never had to connect again.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap().unwrap();
@@ -313,9 +421,4 @@ pub(crate) const fn own(pool: usize) -> Source {
 
 pub(crate) const fn theirs(pool: usize) -> Source {
     Source::Pool { pool, kind: Kind::Theirs }
-}
-
-/// Something that never happens, for `select!`.
-pub(crate) async fn never() {
-    pending::<()>().await;
 }

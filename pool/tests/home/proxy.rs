@@ -35,20 +35,7 @@ impl Proxy {
         let (way, seen) = watch::channel(Way::Open);
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
-                let seen = seen.clone();
-                tokio::spawn(async move {
-                    let is_cut = *seen.borrow() == Way::Cut;
-                    if is_cut {
-                        return;
-                    }
-                    let Ok(far) = TcpStream::connect(target).await else { return };
-                    let (near_in, near_out) = near.into_split();
-                    let (far_in, far_out) = far.into_split();
-                    tokio::select! {
-                        () = carry(near_in, far_out, seen.clone()) => {}
-                        () = carry(far_in, near_out, seen) => {}
-                    }
-                });
+                tokio::spawn(pass(near, target, seen.clone()));
             }
         });
         Self { address, way }
@@ -56,6 +43,20 @@ impl Proxy {
 
     pub(crate) fn set(&self, way: Way) {
         self.way.send_replace(way);
+    }
+}
+
+/// One connection, both directions of it.
+async fn pass(near: TcpStream, target: SocketAddr, way: watch::Receiver<Way>) {
+    if *way.borrow() == Way::Cut {
+        return;
+    }
+    let Ok(far) = TcpStream::connect(target).await else { return };
+    let (near_in, near_out) = near.into_split();
+    let (far_in, far_out) = far.into_split();
+    tokio::select! {
+        () = carry(near_in, far_out, way.clone()) => {}
+        () = carry(far_in, near_out, way) => {}
     }
 }
 
