@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::blocks::{self, BlocksHandle};
 use crate::clock::{Clock, unix_s};
@@ -35,8 +35,8 @@ use crate::command::{cancelled_by_signal, wait_for_signal};
 use crate::config::{Config, DeclareMode};
 use crate::credit;
 use crate::declarator::{
-    Declarator, Effect, Input, LinkId, Mode, Note, Options, OutputLimit, PoolOptions, Published,
-    Switch, View,
+    Declarator, Effect, Input, LinkId, Mode, Note, Options, OutputLimit, PoolOptions, PoolTally,
+    Published, Switch, View,
 };
 use crate::device::{DeviceSnapshot, Dialect, FromDevice, House};
 use crate::door::{Door, Room};
@@ -717,8 +717,10 @@ impl Core {
 
     fn show(&mut self) {
         let now = self.clock.now();
+        let view = self.declarator.view(now.mono_ms);
+        self.say_shares(&view);
         let shown = Shown {
-            view: self.declarator.view(now.mono_ms),
+            view,
             devices: self.devices.values().cloned().collect(),
             gone: self.gone.clone(),
             refused: self.refused.clone(),
@@ -726,6 +728,20 @@ impl Core {
             now: now.unix_s,
         };
         self.show.send_replace(Arc::new(shown));
+    }
+
+    /// What became of shares at each pool since it was shown last.
+    fn say_shares(&self, view: &View) {
+        let shown = self.show.borrow();
+        for (pool, before) in view.pools.iter().zip(&shown.view.pools) {
+            if pool.tally == before.tally {
+                continue;
+            }
+            let (refused, lost) = (pool.tally.refused_in_all(), pool.tally.lost_in_all());
+            let PoolTally { below, waiting, sent, acknowledged, .. } = pool.tally;
+            let name = &pool.name;
+            debug!(pool = name, below, waiting, sent, acknowledged, refused, lost, "shares so far");
+        }
     }
 
     fn name_of(&self, source: Source) -> String {
