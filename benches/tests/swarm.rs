@@ -48,7 +48,7 @@ async fn measure(block_hashes: u64, arguments: &str) -> (Report, u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_share_is_good_and_every_acknowledged_share_is_in_the_store() {
-    for kind in ["extended", "standard"] {
+    for kind in ["extended", "standard", "mixed"] {
         let arguments =
             format!("--connections 3 --channels-per-connection 2 --kind {kind} --for 2s");
         let (report, stored) = measure(1_000_000_000_000, &arguments).await;

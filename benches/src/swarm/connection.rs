@@ -147,7 +147,8 @@ impl Miner {
         let Options { authority, connections, .. } = &plan.options;
         let source = plan.options.source(index, plan.address);
         let link = dial(plan.address, source, authority.as_ref()).await?;
-        let session = Session::new(plan.opening);
+        let kind = plan.options.kind.of(index);
+        let session = Session::new(Opening { kind, ..plan.opening });
         let turn = index as f64 / *connections as f64;
         let mut miner =
             Self { link, session, book, frames: Vec::new(), turn, made: 0, is_drained: false };

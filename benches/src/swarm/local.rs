@@ -1,10 +1,11 @@
 //! A pool process for a measurement: started from the binary beside our own, on the embedded chain or a node,
-//! in a folder that goes away with it, with the difficulty pinned. Used by the program `load` and by
-//! `compare --pool`, which starts another's pool in the same way.
+//! in a folder that goes away with it, with the difficulty pinned. Used by the program `load`, by
+//! `compare --pool`, which starts another's pool in the same way, and by `house.rs`, which starts a declarator so.
 //!
 //! Must never leave a pool behind, and never use one that it did not start.
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -32,6 +33,9 @@ const BLOCK_HASHES: u64 = 500_000;
 const ROOM: usize = 2_000;
 /// Practically every hash is a share.
 const DIFFICULTY_LOG2: i16 = -32;
+/// A page of metrics, at most.
+const PAGE_MAX: u64 = 4 * 1024 * 1024;
+const PAGE_DEADLINE: Duration = Duration::from_secs(10);
 /// The same on the port of job declaration, whose limit for all must not be below that for one address.
 const DECLARERS_ROOM: usize = 250;
 
@@ -101,6 +105,14 @@ impl Running {
         Self::start_for(node, local, options, 0)
     }
 
+    /// The same on `node`, with room for one who declares jobs, such as a home's declarator.
+    ///
+    /// # Errors
+    /// As `start`.
+    pub fn start_above(node: &NodeAt, local: &LocalPool, options: &Options) -> Result<Self> {
+        Self::start_for(Some(node), local, options, 1)
+    }
+
     /// The same on its own chain, with room for these declarers.
     ///
     /// # Errors
@@ -153,20 +165,26 @@ impl Running {
         };
         let folder = folder.context("a temporary folder")?;
         let address = free_port()?;
-        let path = folder.path().join("pool.toml");
+        let path = folder.path().join("config.toml");
         fs::write(&path, config(folder.path(), address)).context("writing its configuration")?;
-        let log = File::create(folder.path().join("log")).context("the pool's log")?;
+        let log = File::create(folder.path().join("log")).context("its log")?;
         let process = Command::new(binary)
             .args(arguments)
             .arg(&path)
             .stdin(Stdio::null())
-            .stdout(log.try_clone().context("the pool's log")?)
+            .stdout(log.try_clone().context("its log")?)
             .stderr(log)
             .spawn()
             .with_context(|| format!("starting {}", binary.display()))?;
         let mut running = Self { process, folder, address, declares: None };
         running.wait_until_it_listens()?;
         Ok(running)
+    }
+
+    /// Where declarers connect, and where its metrics are, if it takes any.
+    #[must_use]
+    pub fn declares(&self) -> Option<[SocketAddr; 2]> {
+        self.declares
     }
 
     /// Its process id.
@@ -199,15 +217,15 @@ impl Running {
             if TcpStream::connect(self.address).is_ok() {
                 return Ok(());
             }
-            if let Some(status) = self.process.try_wait().context("waiting for the pool")? {
-                bail!("the pool ended with {status}:\n{}", self.last_words());
+            if let Some(status) = self.process.try_wait().context("waiting for it")? {
+                bail!("it ended with {status}:\n{}", self.last_words());
             }
-            ensure!(Instant::now() < end, "the pool does not listen:\n{}", self.last_words());
+            ensure!(Instant::now() < end, "it does not listen:\n{}", self.last_words());
             thread::sleep(LOOK_EVERY);
         }
     }
 
-    /// What the pool said last.
+    /// What it said last.
     #[must_use]
     pub fn last_words(&self) -> String {
         let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
@@ -249,13 +267,31 @@ pub fn beside_us(name: &str, how: &str) -> Result<PathBuf> {
     Ok(binary)
 }
 
+/// A page of a process on this machine, its head included; asked a few times in a run.
+pub(super) fn page(http: SocketAddr, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&http, PAGE_DEADLINE)?;
+    stream.set_read_timeout(Some(PAGE_DEADLINE))?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
+    let mut page = String::new();
+    stream.take(PAGE_MAX).read_to_string(&mut page)?;
+    Ok(page)
+}
+
+/// A series of a page of metrics. What was never counted is 0, and may not be on the page.
+pub(super) fn series(page: &str, name: &str) -> f64 {
+    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|text| text.trim().parse().ok()).unwrap_or_default()
+}
+
 /// A port that is free now. Another process may be quicker; then the pool says so.
 fn free_port() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").context("a free port")?;
     listener.local_addr().context("a free port")
 }
 
-fn block_hashes(options: &Options) -> u64 {
+/// Of a block of its chain.
+pub(super) fn block_hashes(options: &Options) -> u64 {
     if options.tips_every.is_some() { BLOCK_HASHES } else { NO_BLOCKS }
 }
 

@@ -11,6 +11,7 @@ pub mod fanout;
 mod finder;
 mod histogram;
 mod hostile;
+pub mod house;
 mod kept;
 pub mod local;
 pub mod options;
@@ -125,7 +126,7 @@ fn run_beside(
         address,
         options: options.clone(),
         opening: Opening {
-            kind: options.kind,
+            kind: options.kind.of(0),
             channels: options.channels_per_connection,
             hash_rate: options.hash_rate,
             max_target: Target::MAX,

@@ -39,8 +39,8 @@ pub struct Options {
     #[arg(long, default_value_t = 1, value_name = "M")]
     pub channels_per_connection: usize,
     /// Their kind.
-    #[arg(long, value_enum, default_value_t = Kind::Extended)]
-    pub kind: Kind,
+    #[arg(long, value_enum, default_value_t = Kinds::Extended)]
+    pub kind: Kinds,
     /// Shares a second from all connections together, or "max": as fast as they are acknowledged.
     #[arg(long, default_value = "max", value_name = "R")]
     pub shares_per_second: Rate,
@@ -77,15 +77,41 @@ pub struct Options {
     /// Hash rate that is declared for each channel, H/s: little, so that a pool asks for little.
     #[arg(long, default_value_t = 1.0, value_name = "H/S")]
     pub hash_rate: f32,
+    /// What the process of `pid` is, in the report's words.
+    #[arg(skip = "pool")]
+    pub measured: &'static str,
 }
 
-/// Channels of one of the two kinds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+/// The kind of a connection's channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The pool gives the merkle root.
     Standard,
     /// The miner rolls an extranonce.
     Extended,
+}
+
+/// The kinds of all connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kinds {
+    /// The pool gives the merkle root.
+    Standard,
+    /// The miner rolls an extranonce.
+    Extended,
+    /// Every second connection is standard, the others are extended.
+    Mixed,
+}
+
+impl Kinds {
+    /// Of connection `index`.
+    #[must_use]
+    pub fn of(self, index: usize) -> Kind {
+        match self {
+            Self::Standard => Kind::Standard,
+            Self::Mixed if index.is_multiple_of(2) => Kind::Standard,
+            Self::Extended | Self::Mixed => Kind::Extended,
+        }
+    }
 }
 
 /// How fast shares are sent.
@@ -269,6 +295,17 @@ mod tests {
         }
         assert!(options("--hostile --shares-per-second 100").is_ok());
         assert!(options("--connections 1024 --channels-per-connection 1024").is_ok());
+    }
+
+    #[test]
+    fn half_of_mixed_connections_are_standard() {
+        let standard = |words: &str| {
+            let kinds = options(words).unwrap().kind;
+            (0..10).filter(|index| kinds.of(*index) == Kind::Standard).count()
+        };
+        assert_eq!(standard("--kind mixed"), 5);
+        assert_eq!(standard("--kind standard"), 10);
+        assert_eq!(standard(""), 0);
     }
 
     #[test]

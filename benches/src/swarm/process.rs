@@ -2,6 +2,7 @@
 //! in a run, never while a share is under way.
 
 use std::fs;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 
@@ -11,6 +12,8 @@ pub(super) const TICKS_PER_S: f64 = 100.0;
 /// One look at a process.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Usage {
+    /// When.
+    pub(super) at: Instant,
     /// User and system time of all its threads, seconds, in steps of 10 ms.
     pub(super) cpu_s: f64,
     /// Resident memory, KiB.
@@ -31,7 +34,7 @@ pub(super) fn usage(pid: u32) -> Result<Usage> {
     let cpu_s = cpu_seconds(&read("stat")?).context("no CPU time in /proc/PID/stat")?;
     let status = read("status")?;
     let kib = |key| kib_of(&status, key).with_context(|| format!("no {key} in /proc/PID/status"));
-    Ok(Usage { cpu_s, rss_kib: kib("VmRSS:")?, anon_kib: kib("RssAnon:")? })
+    Ok(Usage { at: Instant::now(), cpu_s, rss_kib: kib("VmRSS:")?, anon_kib: kib("RssAnon:")? })
 }
 
 /// Fields 14 and 15. The program's name before them may hold blanks and brackets, but ends at the last

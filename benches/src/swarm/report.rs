@@ -322,29 +322,31 @@ impl Report {
 
         let Looks { before, open, end, closed } = around.pool;
         let (Some(before), Some(open), Some(end)) = (before, open, end) else { return };
+        let measured = options.measured;
         let pool_s = end.cpu_s - open.cpu_s;
-        self.put("pool_cpu_s", pool_s);
-        self.put("pool_cpu_s_opening", open.cpu_s - before.cpu_s);
-        let mut text = format!("{pool_s:.2} CPU seconds");
+        let of_a_core = 100.0 * pool_s / (end.at - open.at).as_secs_f64();
+        self.put(&format!("{measured}_cpu_s"), pool_s);
+        self.put(&format!("{measured}_cpu_percent"), of_a_core);
+        self.put(&format!("{measured}_cpu_s_opening"), open.cpu_s - before.cpu_s);
+        let mut text = format!("{pool_s:.2} CPU seconds, {of_a_core:.2} % of a core");
         if !options.idle {
-            self.put("pool_cpu_us_per_share", per_share(pool_s));
+            self.put(&format!("{measured}_cpu_us_per_share"), per_share(pool_s));
             text.push_str(&format!(", {:.2} us per acknowledged share", per_share(pool_s)));
         }
-        self.line("pool", text);
+        self.line(measured, text);
         let opening_us = (open.cpu_s - before.cpu_s) * 1e6 / book.opened.max(1) as f64;
-        self.put("pool_cpu_us_per_connection_opened", opening_us);
+        self.put(&format!("{measured}_cpu_us_per_connection_opened"), opening_us);
         self.line("... opening", format!("{opening_us:.0} us of CPU per connection"));
-        self.memory("pool_kib_before", "memory before", before);
-        self.memory("pool_kib_open", "memory open", open);
-        self.memory("pool_kib_end", "memory end", end);
-        if let Some(closed) = closed {
-            self.memory("pool_kib_closed", "memory closed", closed);
+        let looks = [("before", Some(before)), ("open", Some(open)), ("end", Some(end))];
+        for (when, usage) in looks.into_iter().chain([("closed", closed)]) {
+            let Some(usage) = usage else { continue };
+            self.memory(&format!("{measured}_kib_{when}"), &format!("memory {when}"), usage);
         }
         let each = |usage: Usage| {
             (usage.anon_kib as f64 - before.anon_kib as f64) / book.opened.max(1) as f64
         };
-        self.put("pool_kib_per_connection_open", each(open));
-        self.put("pool_kib_per_connection_end", each(end));
+        self.put(&format!("{measured}_kib_per_connection_open"), each(open));
+        self.put(&format!("{measured}_kib_per_connection_end"), each(end));
         let text = format!("{:.2} KiB when open, {:.2} KiB at the end", each(open), each(end));
         self.line("... each", text);
     }

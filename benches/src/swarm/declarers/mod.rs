@@ -10,8 +10,7 @@ mod report;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -25,6 +24,7 @@ use tokio::time::{sleep, sleep_until};
 use super::book::{Span, count_word};
 use super::histogram::Histogram;
 use super::kept::idle_s;
+use super::local::{page, series};
 use super::options::{Options, Rate, duration};
 use super::process::{Usage, usage};
 use declarer::{Declarer, Places};
@@ -39,9 +39,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const POOL_REFRESH_S: u64 = 30;
 /// Changes that are further ahead than the run is long: miners are let in first.
 const POOL_AHEAD: u64 = 5;
-/// The pool's page of metrics, at most.
-const PAGE_MAX: u64 = 4 * 1024 * 1024;
-const PAGE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How many there are and what they do.
 #[derive(Debug, Clone, Args)]
@@ -313,28 +310,13 @@ fn look(declaring: &Declaring, pid: Option<u32>) -> Result<Look> {
         pool: pid.and_then(|pid| usage(pid).ok()),
         own: usage(std::process::id())?,
         idle_s: idle_s()?,
-        metrics: metrics(declaring.http).context("the pool's metrics")?,
+        metrics: CheckMetrics::of(&page(declaring.http, "/metrics").context("the pool's metrics")?),
     })
 }
 
-/// A page of this machine, asked four times in a run.
-fn metrics(http: SocketAddr) -> Result<CheckMetrics> {
-    let mut stream = TcpStream::connect_timeout(&http, PAGE_DEADLINE)?;
-    stream.set_read_timeout(Some(PAGE_DEADLINE))?;
-    let request = format!("GET /metrics HTTP/1.1\r\nHost: {http}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes())?;
-    let mut page = String::new();
-    stream.take(PAGE_MAX).read_to_string(&mut page)?;
-    Ok(CheckMetrics::of(&page))
-}
-
 impl CheckMetrics {
-    /// What was never counted is 0, and may not be on the page.
     fn of(page: &str) -> Self {
-        let value = |name: &str| {
-            let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-            line.and_then(|text| text.trim().parse().ok()).unwrap_or_default()
-        };
+        let value = |name| series(page, name);
         Self {
             answer_s: value("pool_declaration_answer_seconds_sum"),
             answers: value("pool_declaration_answer_seconds_count"),
