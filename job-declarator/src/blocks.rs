@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::clock::unix_s;
-use crate::limits::{BLOCK_RETRY, BLOCKS_SETTLED_KEPT, BLOCKS_UNWRITTEN_MAX};
+use crate::limits::{BLOCK_RETRY, BLOCK_WRITE_MAX, BLOCKS_SETTLED_KEPT, BLOCKS_UNWRITTEN_MAX};
 use crate::node::{Node, Submitted};
 
 const BLOCK: &str = "block";
@@ -60,7 +60,7 @@ pub struct BlocksHandle {
     dir: Arc<Path>,
     news: Arc<Notify>,
     /// Blocks that could not be written.
-    unwritten: mpsc::Sender<Block>,
+    unwritten: mpsc::Sender<Arc<Block>>,
     seen: watch::Sender<Option<BlockSeen>>,
 }
 
@@ -82,6 +82,8 @@ pub fn spawn(
 ) -> io::Result<BlocksHandle> {
     let dir: Arc<Path> = data_dir.join("blocks").into();
     fs::create_dir_all(dir.join("settled"))?;
+    // A new folder's name is only durable once its own folder is.
+    File::open(data_dir)?.sync_all()?;
     let (unwritten, from_memory) = mpsc::channel(BLOCKS_UNWRITTEN_MAX);
     let (news, seen) = (Arc::new(Notify::new()), watch::Sender::new(None));
     let handle = BlocksHandle { dir, news, unwritten, seen };
@@ -115,21 +117,20 @@ impl BlocksHandle {
         info!(%hash, finder = seen.finder, "BLOCK FOUND");
         self.seen.send_replace(Some(seen));
         let Some(bytes) = bytes else { return };
-        let block = Block { name: format!("{}-{hash}", template.height), bytes };
-        let dir = Arc::clone(&self.dir);
+        let block = Arc::new(Block { name: format!("{}-{hash}", template.height), bytes });
+        let (dir, kept) = (Arc::clone(&self.dir), Arc::clone(&block));
         let written = tokio::task::spawn_blocking(move || {
-            let written = write_durably(&dir, &format!("{}.{BLOCK}", block.name), &block.bytes);
-            (block, written)
+            write_durably(&dir, &format!("{}.{BLOCK}", kept.name), &kept.bytes)
         });
-        match written.await {
-            Ok((_, Ok(()))) => {}
-            Ok((block, Err(error))) => {
-                error!(%hash, %error, "a found block cannot be written to disk");
-                // Beyond the bound, on a disk that takes nothing, the pool alone has it.
-                let _ = self.unwritten.try_send(block);
-            }
-            Err(error) => error!(%hash, %error, "a found block cannot be written to disk"),
-        }
+        let error = match timeout(BLOCK_WRITE_MAX, written).await {
+            Ok(Ok(Ok(()))) => return,
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(error)) => io::Error::other(error),
+            Err(_) => io::Error::from(io::ErrorKind::TimedOut),
+        };
+        error!(%hash, %error, "a found block cannot be written to disk");
+        // Beyond the bound, on a disk that takes nothing, the pool alone has it.
+        let _ = self.unwritten.try_send(block);
     }
 
     /// Offers what is kept to the node, now.
@@ -137,7 +138,7 @@ impl BlocksHandle {
         self.news.notify_one();
     }
 
-    async fn offer_all(self, node: Arc<dyn Node>, mut from_memory: mpsc::Receiver<Block>) {
+    async fn offer_all(self, node: Arc<dyn Node>, mut from_memory: mpsc::Receiver<Arc<Block>>) {
         let mut in_memory = Vec::new();
         loop {
             while in_memory.len() < BLOCKS_UNWRITTEN_MAX

@@ -111,8 +111,8 @@ section! {
     pub struct Node in "node" {
         /// "bitcoin-core", or "embedded" for a development chain inside this process.
         pub kind: NodeKind = NodeKind::BitcoinCore,
-        /// Network that the node must be on: "main", "test", "testnet4", "signet" or "regtest". The
-        /// declarator does not start on another.
+        /// Network that the node must be on: "main", "test", "testnet4", "signet" or "regtest". On
+        /// another, its templates are left alone and the pool's own jobs are mined.
         pub network: NetworkName = NetworkName::Main,
         /// Bitcoin Core's RPC, without name and password: those stand below. Empty: this machine, at the
         /// network's own port, e.g. "http://127.0.0.1:8332" on main.
@@ -161,8 +161,8 @@ section! {
     pub struct Http in "http" {
         /// Address and port of the status page.
         pub address: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9_091)),
-        /// Names by which a browser may ask for it, beside addresses, localhost, umbrel and *.local: a
-        /// proxy's, at most 16.
+        /// Names by which a browser may ask for it, beside addresses, localhost, umbrel and this
+        /// machine's own: a proxy's, at most 16.
         pub hosts: Vec<String> = Vec::new(),
     }
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use proto::connection::{SetupPolicy, Violation};
 use proto::extranonce::ExtranonceAllocator;
+use proto::message::{Message, Tlvs};
 use proto::mining::server::{Effect, FoundBlock, Input, Outbox, Policy, Server};
 use proto::mining::{ChannelId, Committed, CreditBatch, CreditGroup, Kind, Now, Owner};
 use proto::net::LinkError;
@@ -21,14 +22,14 @@ use proto::noise::Identity;
 use proto::share::Refusal;
 use proto::target::Target;
 use thiserror::Error;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::blocks::BlocksHandle;
 use crate::clock::Clock;
 use crate::declarator::Published;
-use crate::limits::DEVICE_SHOWN_EVERY_MS;
+use crate::limits::{DEVICE_SHOWN_EVERY_MS, OPENS_SAID};
 use crate::rate::{HashRates, RateMeter};
 
 /// What every device's task may use: values that never change, and handles.
@@ -53,6 +54,8 @@ pub struct House {
     pub first_channel: Duration,
     /// Time.
     pub clock: Clock,
+    /// Channels that the whole house may still open.
+    pub places: Arc<Semaphore>,
     /// The program is stopping.
     pub shutdown: CancellationToken,
 }
@@ -132,6 +135,8 @@ pub struct ChannelSnapshot {
     pub last_share_at: Option<u32>,
     /// Difficulty of its best share; zero if there is none.
     pub best_difficulty: f64,
+    /// For how long it has been open, ms.
+    pub age_ms: u64,
 }
 
 /// Why a connection ended.
@@ -176,13 +181,24 @@ pub(crate) struct Device {
     pub(crate) server: Server,
     pub(crate) out: Outbox,
     pub(crate) work: watch::Receiver<Published>,
-    meters: Vec<(ChannelId, RateMeter, Option<u32>)>,
+    meters: Vec<Meter>,
+    /// One for each channel.
+    places: Vec<OwnedSemaphorePermit>,
     /// What a V1 device calls itself: it may say so after its channel was opened.
     pub(crate) worker: Option<Arc<str>>,
     pub(crate) refused_early: u64,
     /// Channels that were not opened, by code, since the page was told.
     opens_refused: Vec<(&'static str, u64)>,
     pub(crate) house: Arc<House>,
+}
+
+/// What is measured of a channel.
+struct Meter {
+    channel: ChannelId,
+    rate: RateMeter,
+    /// Unix seconds.
+    last_share_at: Option<u32>,
+    opened_ms: u64,
 }
 
 impl House {
@@ -223,11 +239,32 @@ impl Device {
             out,
             work,
             meters: Vec::new(),
+            places: Vec::new(),
             worker: None,
             refused_early: 0,
             opens_refused: Vec::new(),
             house,
         }
+    }
+
+    /// What the device says. A channel takes one of the house's places, as long as there are any.
+    pub(crate) fn hear(
+        &mut self,
+        now: Now,
+        message: Message<'_>,
+        tlvs: Tlvs<'_>,
+    ) -> Result<(), Violation> {
+        let opens = matches!(
+            message,
+            Message::OpenStandardMiningChannel(_) | Message::OpenExtendedMiningChannel(_)
+        );
+        if opens && let Ok(place) = Arc::clone(&self.house.places).try_acquire_owned() {
+            self.places.push(place);
+        }
+        self.server.set_channels_max(self.places.len());
+        self.server.handle(now, Input::Message(message, tlvs), &mut self.out)?;
+        self.places.truncate(self.server.channels_open());
+        Ok(())
     }
 
     /// When `keep_time` is due, mono ms.
@@ -275,22 +312,30 @@ impl Device {
                     self.house.blocks.keep(found, &finder).await;
                 }
             }
-            for effect in rest.into_iter().chain(blocks) {
-                match effect {
-                    Effect::BlockFound(found) => {
-                        self.tell(FromDevice::Block(found)).await?;
-                        self.house.blocks.offer_now();
-                    }
-                    Effect::Credit(batch) => self.hand_in(batch).await?,
-                    said @ (Effect::Acknowledged { .. }
-                    | Effect::Refused { .. }
-                    | Effect::Opened(_)
-                    | Effect::OpenRefused(_)
-                    | Effect::Closed(..)
-                    | Effect::CustomJob(_)
-                    | Effect::CustomAccepted(_)
-                    | Effect::CustomRefused(_)) => self.note(&said),
-                }
+            let is_block = !blocks.is_empty();
+            let handed_in = self.hand_over(rest.into_iter().chain(blocks)).await;
+            if is_block {
+                // Whatever became of the rest.
+                self.house.blocks.offer_now();
+            }
+            handed_in?;
+        }
+        Ok(())
+    }
+
+    async fn hand_over(&mut self, effects: impl Iterator<Item = Effect>) -> Result<(), End> {
+        for effect in effects {
+            match effect {
+                Effect::BlockFound(found) => self.tell(FromDevice::Block(found)).await?,
+                Effect::Credit(batch) => self.hand_in(batch).await?,
+                said @ (Effect::Acknowledged { .. }
+                | Effect::Refused { .. }
+                | Effect::Opened(_)
+                | Effect::OpenRefused(_)
+                | Effect::Closed(..)
+                | Effect::CustomJob(_)
+                | Effect::CustomAccepted(_)
+                | Effect::CustomRefused(_)) => self.note(&said),
             }
         }
         Ok(())
@@ -327,9 +372,9 @@ impl Device {
         let seconds = now.mono_ms as f64 / 1_000.0;
         match effect {
             Effect::Acknowledged { channel, difficulty, shares, .. } => {
-                let meter = self.meters.iter_mut().find(|(id, ..)| id == channel);
-                if let Some((_, meter, last_share_at)) = meter {
-                    meter.share_accepted(seconds, difficulty.hashes() * f64::from(*shares));
+                let meter = self.meters.iter_mut().find(|meter| meter.channel == *channel);
+                if let Some(Meter { rate, last_share_at, .. }) = meter {
+                    rate.share_accepted(seconds, difficulty.hashes() * f64::from(*shares));
                     *last_share_at = Some(now.unix_s);
                 }
             }
@@ -338,13 +383,22 @@ impl Device {
                 debug!(device = self.id, channel = channel.0, why, "share refused");
             }
             Effect::Opened(channel) => {
-                self.meters.push((*channel, RateMeter::new(seconds), None));
+                self.meters.push(Meter {
+                    channel: *channel,
+                    rate: RateMeter::new(seconds),
+                    last_share_at: None,
+                    opened_ms: now.mono_ms,
+                });
                 self.opened_any = true;
                 self.shown_ms = 0;
                 if let Some(view) = self.server.channels().find(|view| view.id == *channel) {
                     let (name, difficulty_log2) =
                         (self.name_of(view.owner), view.difficulty.log2());
-                    info!(device = self.id, peer = %self.peer, %name, difficulty_log2, "device mines");
+                    if self.meters.len() <= OPENS_SAID {
+                        info!(device = self.id, peer = %self.peer, %name, difficulty_log2, "device mines");
+                    } else {
+                        debug!(device = self.id, %name, difficulty_log2, "device mines");
+                    }
                 }
             }
             Effect::OpenRefused(why) => {
@@ -354,7 +408,7 @@ impl Device {
                     None => self.opens_refused.push((*why, 1)),
                 }
             }
-            Effect::Closed(channel, _) => self.meters.retain(|(id, ..)| id != channel),
+            Effect::Closed(channel, _) => self.meters.retain(|meter| meter.channel != *channel),
             // No device selects its own work here: the setup refuses it.
             Effect::BlockFound(_)
             | Effect::Credit(_)
@@ -370,20 +424,19 @@ impl Device {
         let seconds = now.mono_ms as f64 / 1_000.0;
         let per_second = self.house.policy.shares_per_minute / 60.0;
         let channels = self.server.channels().map(|view| {
-            let meter = self.meters.iter().find(|(id, ..)| *id == view.id);
+            let meter = self.meters.iter().find(|meter| meter.channel == view.id);
             let hashes = view.difficulty.hashes();
             let best = view.tally.best.map(Target::from_le_bytes);
             ChannelSnapshot {
                 kind: view.kind,
                 name: self.name_of(view.owner),
-                hash_rate: meter
-                    .map(|(_, meter, _)| meter.rates(seconds, hashes))
-                    .unwrap_or_default(),
+                hash_rate: meter.map(|meter| meter.rate.rates(seconds, hashes)).unwrap_or_default(),
                 aimed_rate: hashes * per_second,
                 difficulty_log2: view.difficulty.log2(),
                 accepted: view.tally.accepted,
                 refused: view.tally.refused,
-                last_share_at: meter.and_then(|(.., at)| *at),
+                last_share_at: meter.and_then(|meter| meter.last_share_at),
+                age_ms: meter.map_or(0, |meter| now.mono_ms.saturating_sub(meter.opened_ms)),
                 best_difficulty: best.map_or(0.0, Target::difficulty_for_display),
             }
         });

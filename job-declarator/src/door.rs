@@ -88,7 +88,7 @@ async fn serve(
     loop {
         tokio::select! {
             () = house.shutdown.cancelled() => break,
-            Some(ended) = tasks.join_next_with_id() => inside.left(ended),
+            Some(ended) = tasks.join_next_with_id() => inside.left(ended, &house),
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
                     if let Err(why) = inside.enter(peer, room) {
@@ -103,7 +103,7 @@ async fn serve(
                         Dialect::V2 => tasks.spawn(sv2::serve(stream, peer, id, house)),
                         Dialect::V1 => tasks.spawn(sv1::serve(stream, peer, id, house)),
                     };
-                    inside.tasks.insert(task.id(), peer);
+                    inside.tasks.insert(task.id(), (id, peer));
                 }
                 // Out of file descriptors, or a device gone before its turn: the next may do better.
                 Err(error) => {
@@ -122,7 +122,7 @@ async fn serve(
 #[derive(Debug, Default)]
 struct Inside {
     by_address: HashMap<IpAddr, usize>,
-    tasks: HashMap<task::Id, SocketAddr>,
+    tasks: HashMap<task::Id, (u64, SocketAddr)>,
 }
 
 impl Inside {
@@ -142,11 +142,14 @@ impl Inside {
     }
 
     /// A task has ended, by a panic too: its place is free again.
-    fn left(&mut self, ended: Result<(task::Id, ()), task::JoinError>) {
+    fn left(&mut self, ended: Result<(task::Id, ()), task::JoinError>, house: &House) {
         let task = ended.as_ref().map_or_else(task::JoinError::id, |(id, ())| *id);
-        let Some(peer) = self.tasks.remove(&task) else { return };
+        let Some((id, peer)) = self.tasks.remove(&task) else { return };
         if let Err(error) = ended {
             tracing::error!(%peer, %error, "a device's task failed; every other goes on");
+            // It did not say good-bye itself.
+            let why = "its task failed".to_owned();
+            let _ = house.core.try_send(FromDevice::Gone(id, peer, why));
         }
         if let Some(here) = self.by_address.get_mut(&peer.ip()) {
             *here -= 1;

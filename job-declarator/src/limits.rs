@@ -206,6 +206,19 @@ pub const CORE_QUEUE_MAX: usize = 1_024;
 pub const SHOWN_EVERY: Duration = Duration::from_secs(1);
 /// Shares from which a channel's rate is measured instead of taken from the pace that it is given.
 pub const FLEET_MEASURED_FROM: u64 = 30;
+/// A channel that has found less than that is believed for so long what its pace aims at; then what it found
+/// counts, also if that is nothing.
+pub const FLEET_BELIEVED_MS: u64 = 180_000;
+/// Channels of the whole house: 500 devices and as many again behind proxies, at some kilobytes each.
+pub const HOUSE_CHANNELS_MAX: usize = 2_048;
+/// Channels of one connection whose opening is a line in the log; a proxy's others are at debug.
+pub const OPENS_SAID: usize = 4;
+/// What links may take for their last words when the program stops.
+pub const LINKS_DRAIN: Duration = Duration::from_secs(1);
+/// All that waits for a pool, however slowly it takes it: beyond, it is gone.
+pub const LINK_FLUSH_MAX: Duration = Duration::from_secs(60);
+/// What a disk may take for a found block before it is offered from memory.
+pub const BLOCK_WRITE_MAX: Duration = Duration::from_secs(2);
 /// Devices that left, on the page.
 pub const DEVICES_GONE_SHOWN: usize = 16;
 /// Addresses and reasons of those who were refused, on the page.

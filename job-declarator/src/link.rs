@@ -3,6 +3,8 @@
 //!
 //! Must never go on with a peer that is not certified by the key in the owner's settings.
 
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use proto::connection::Connection;
@@ -10,14 +12,14 @@ use proto::limits::{DECLARE_SERVER_PAYLOAD_MAX, MINING_SERVER_PAYLOAD_MAX};
 use proto::message::FrameHeader;
 use proto::net::{Link, LinkError};
 use proto::noise::AuthorityPublicKey;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::clock::unix_s;
 use crate::declarator::{End, LinkId};
 use crate::device::sv2::ephemeral;
-use crate::limits::{LINK_CONNECT_MAX, LINK_WRITE_STALL};
+use crate::limits::{LINK_CONNECT_MAX, LINK_FLUSH_MAX, LINK_WRITE_STALL};
 
 /// What a link tells the declarator's task.
 #[derive(Debug)]
@@ -40,6 +42,8 @@ pub(crate) struct Goal {
     pub(crate) address: String,
     /// The pool's.
     pub(crate) authority: AuthorityPublicKey,
+    /// The address is not of the owner's settings: the pool asked for it.
+    pub(crate) is_asked_for: bool,
 }
 
 /// Until the link ends or `frames` does, which is how it is hung up.
@@ -116,7 +120,7 @@ async fn connect(goal: &Goal) -> Result<Link, String> {
     let within = |what: &'static str, limit: Duration| {
         move |_| format!("no {what} within {} s from {address}", limit.as_secs())
     };
-    let stream = timeout(LINK_CONNECT_MAX, TcpStream::connect(address)).await;
+    let stream = timeout(LINK_CONNECT_MAX, dial(goal)).await;
     let stream = stream.map_err(within("connection", LINK_CONNECT_MAX))?;
     let stream = stream.map_err(|error| format!("no connection to {address}: {error}"))?;
     let shaken = Link::connect(stream, Some(authority), ephemeral()?, unix_s());
@@ -130,7 +134,65 @@ async fn connect(goal: &Goal) -> Result<Link, String> {
     })
 }
 
+/// Nobody outside has a say in what is dialled at home.
+async fn dial(goal: &Goal) -> io::Result<TcpStream> {
+    if !goal.is_asked_for {
+        return TcpStream::connect(&goal.address).await;
+    }
+    let found: Vec<SocketAddr> = lookup_host(&goal.address).await?.collect();
+    if found.iter().any(|address| is_at_home(address.ip())) {
+        let why = "the pool asks for an address in your own network: not followed";
+        return Err(io::Error::other(why));
+    }
+    TcpStream::connect(&found[..]).await
+}
+
+fn is_at_home(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_unspecified()
+        }
+        IpAddr::V6(v6) => {
+            v6.is_unique_local()
+                || v6.is_loopback()
+                || v6.is_unicast_link_local()
+                || v6.is_unspecified()
+        }
+    }
+}
+
 async fn flush(link: &mut Link) -> Result<(), Ended> {
-    while timeout(LINK_WRITE_STALL, link.write_some()).await.map_err(|_| Ended::Stalled)?? {}
-    Ok(())
+    let written = async {
+        while timeout(LINK_WRITE_STALL, link.write_some()).await.map_err(|_| Ended::Stalled)?? {}
+        Ok(())
+    };
+    timeout(LINK_FLUSH_MAX, written).await.map_err(|_| Ended::Stalled)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_at_home_is_known_in_each_of_its_forms() {
+        let home = [
+            "192.168.1.1",
+            "10.9.8.7",
+            "172.16.0.1",
+            "127.0.0.1",
+            "169.254.1.1",
+            "0.0.0.0",
+            "::1",
+            "fe80::1",
+            "fd00::1",
+            "::",
+            "::ffff:192.168.1.1",
+        ];
+        for address in home {
+            assert!(is_at_home(address.parse().unwrap()), "{address}");
+        }
+        for address in ["1.1.1.1", "172.32.0.1", "2001:db8::1", "::ffff:1.1.1.1"] {
+            assert!(!is_at_home(address.parse().unwrap()), "{address}");
+        }
+    }
 }

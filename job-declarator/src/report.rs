@@ -121,7 +121,11 @@ fn warnings(shown: &Shown, credit: &[Comparison]) -> Vec<String> {
         )),
         Verdict::Same | Verdict::Unknown(_) => None,
     });
+    let refused = shown.refused.iter().rev().map(|row| {
+        let times = if row.count == 1 { String::new() } else { format!(" ({} times)", row.count) };
+        format!("{} was refused{times}: {}", row.peer.ip(), row.why)
+    });
     let gone =
         shown.gone.iter().rev().map(|(peer, why, _)| format!("a device at {peer} left: {why}"));
-    less.chain(gone).collect()
+    less.chain(refused).chain(gone).collect()
 }

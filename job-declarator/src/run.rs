@@ -23,9 +23,9 @@ use proto::message::{EXTENSION_WORKER_HASHRATE, setup_flags};
 use proto::mining::server::Policy;
 use proto::noise::{AuthorityPublicKey, Identity};
 use proto::target::Difficulty;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -35,17 +35,17 @@ use crate::command::{cancelled_by_signal, wait_for_signal};
 use crate::config::{Config, DeclareMode};
 use crate::credit;
 use crate::declarator::{
-    Declarator, Effect, Input, LinkId, Mode, Note, Options, OutputLimit, PoolOptions, PoolTally,
-    Published, Switch, View,
+    Declarator, Effect, Elsewhere, Input, LinkId, Mode, Note, Options, OutputLimit, PoolOptions,
+    PoolTally, Published, Switch, View,
 };
-use crate::device::{DeviceSnapshot, Dialect, FromDevice, House};
+use crate::device::{ChannelSnapshot, DeviceSnapshot, Dialect, FromDevice, House};
 use crate::door::{Door, Room};
 use crate::feed::{self, FromNode, NodeFacts};
 use crate::http;
 use crate::keys::IdentityWatch;
 use crate::limits::{
-    CORE_QUEUE_MAX, DEVICE_FLOOR_LOG2, DEVICES_GONE_SHOWN, FLEET_MEASURED_FROM, LINK_QUEUE_MAX,
-    REFUSED_SHOWN, SHOWN_EVERY,
+    CORE_QUEUE_MAX, DEVICE_FLOOR_LOG2, DEVICES_GONE_SHOWN, FLEET_BELIEVED_MS, FLEET_MEASURED_FROM,
+    FLEET_UNKNOWN, HOUSE_CHANNELS_MAX, LINK_QUEUE_MAX, LINKS_DRAIN, REFUSED_SHOWN, SHOWN_EVERY,
 };
 use crate::link::{self, FromLink, Goal};
 use crate::node::Node;
@@ -74,12 +74,18 @@ pub async fn run(config: Config) -> Result<()> {
         authority_key = %authority,
         "devices find this declarator there, once there is work"
     );
-    shutdown.cancelled().await;
+    let mut work = running.work.clone();
+    let core_ended = async { while work.changed().await.is_ok() {} };
+    let failed = shutdown.run_until_cancelled(core_ended).await.is_some();
     keys.cancel();
     // A second signal does not wait.
     tokio::select! {
         () = running.stop() => info!("stopped"),
         () = wait_for_signal() => warn!("stopped at once on a second signal"),
+    }
+    if failed {
+        // Whoever supervises the program starts it again, and the devices come back by themselves.
+        bail!("the declarator's own task failed: this is a bug, please report it");
     }
     Ok(())
 }
@@ -157,11 +163,18 @@ pub fn settings_of(config: &Config, identity: watch::Receiver<Arc<Identity>>) ->
         identity,
         page: Some(PageSettings {
             address: config.http.address,
-            hosts: config.http.hosts.clone(),
+            hosts: names_of_this_machine().chain(config.http.hosts.iter().cloned()).collect(),
             device_host: Some(devices.host.clone()).filter(|host| !host.is_empty()),
             apis: apis_of(config)?,
         }),
     })
+}
+
+/// Names by which machines at home know each other, that nobody else there should answer to.
+fn names_of_this_machine() -> impl Iterator<Item = String> {
+    let uname = rustix::system::uname();
+    let own = uname.nodename().to_string_lossy().to_ascii_lowercase();
+    [format!("{own}.local"), own, "umbrel.local".to_owned()].into_iter()
 }
 
 /// The pools that say what they credited.
@@ -387,6 +400,7 @@ pub async fn start(settings: Settings, node: Arc<dyn Node>) -> Result<Running> {
         goals,
         names,
         links: BTreeMap::new(),
+        link_tasks: JoinSet::new(),
         links_say,
         devices: BTreeMap::new(),
         gone: VecDeque::new(),
@@ -507,6 +521,7 @@ async fn open_doors(
         handshake_deadline: parts.handshake_deadline,
         first_channel: parts.first_channel,
         clock: parts.clock,
+        places: Arc::new(Semaphore::new(HOUSE_CHANNELS_MAX)),
         shutdown: stop.clone(),
     };
     let (house, ids) = (Arc::new(house), Arc::new(AtomicU64::new(1)));
@@ -527,6 +542,8 @@ async fn open_doors(
             pass_on.send_replace(newest);
         }
     }
+    // Also if the declarator's task is gone: nobody would take what devices find.
+    stop.cancel();
     for door in open {
         let _ = door.await;
     }
@@ -541,6 +558,7 @@ struct Core {
     names: Vec<String>,
     /// Dropped to hang up.
     links: BTreeMap<LinkId, mpsc::Sender<Vec<u8>>>,
+    link_tasks: JoinSet<()>,
     links_say: mpsc::Sender<FromLink>,
     devices: BTreeMap<u64, Arc<DeviceSnapshot>>,
     gone: VecDeque<(SocketAddr, String, u32)>,
@@ -589,6 +607,9 @@ impl Core {
             self.apply(Event::Device(said));
         }
         self.show();
+        self.links.clear();
+        let written = async { while self.link_tasks.join_next().await.is_some() {} };
+        let _ = timeout(LINKS_DRAIN, written).await;
     }
 
     fn apply(&mut self, event: Event) {
@@ -682,36 +703,23 @@ impl Core {
         stalled
     }
 
-    fn dial(&mut self, link: LinkId, pool: usize, elsewhere: Option<crate::declarator::Elsewhere>) {
+    fn dial(&mut self, link: LinkId, pool: usize, elsewhere: Option<Elsewhere>) {
         let Some((mining, declare, authority)) = self.goals.get(pool) else { return };
         let address = match link.end {
             crate::declarator::End::Mining => mining,
             crate::declarator::End::Declare => declare,
         };
-        let address = match elsewhere {
-            None => address.clone(),
-            Some(elsewhere) => {
-                let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
-                let host = elsewhere.host.unwrap_or_else(|| host.to_owned());
-                let port = elsewhere.port.map_or(port.to_owned(), |port| port.to_string());
-                format!("{host}:{port}")
-            }
-        };
-        let goal = Goal { link, address, authority: *authority };
+        let is_asked_for = elsewhere.is_some();
+        let address = address_of(address, elsewhere);
+        let goal = Goal { link, address, authority: *authority, is_asked_for };
         let (queue, frames) = mpsc::channel(LINK_QUEUE_MAX);
         self.links.insert(link, queue);
-        tokio::spawn(link::run(goal, frames, self.links_say.clone()));
+        while self.link_tasks.try_join_next().is_some() {}
+        self.link_tasks.spawn(link::run(goal, frames, self.links_say.clone()));
     }
 
-    /// What the devices do together: measured where there are shares enough, else what their pace aims at.
     fn measure_fleet(&mut self) {
-        let channels = self.devices.values().flat_map(|device| &device.channels);
-        let rates = channels.map(|channel| {
-            let is_measured = channel.accepted >= FLEET_MEASURED_FROM;
-            if is_measured { channel.hash_rate.minute.estimate } else { channel.aimed_rate }
-        });
-        // An empty sum of floats is minus zero.
-        let fleet = rates.fold(0.0, |sum, rate| sum + rate);
+        let fleet = fleet_of(self.devices.values().flat_map(|device| &device.channels));
         self.handle(Input::Fleet(fleet));
     }
 
@@ -784,6 +792,31 @@ impl Core {
     }
 }
 
+/// What the devices do together, H/s: measured, but for what has just come, of which its pace is believed. Who
+/// asks for hard shares and finds none would else raise the pool's target for all: what was not measured counts
+/// no more than all that was, or than one device.
+fn fleet_of<'a>(channels: impl Iterator<Item = &'a ChannelSnapshot>) -> f64 {
+    let (mut measured, mut believed) = (0.0, 0.0);
+    for channel in channels {
+        let is_new = channel.accepted < FLEET_MEASURED_FROM && channel.age_ms < FLEET_BELIEVED_MS;
+        let (sum, rate) = match is_new {
+            true => (&mut believed, channel.aimed_rate),
+            false => (&mut measured, channel.hash_rate.minute.estimate),
+        };
+        *sum += rate;
+    }
+    let most = f64::max(measured, FLEET_UNKNOWN);
+    measured + believed.min(most)
+}
+
+/// Where a pool is dialled: at its own address, or where it asked to be.
+fn address_of(own: &str, elsewhere: Option<Elsewhere>) -> String {
+    let Some(Elsewhere { host, port }) = elsewhere else { return own.to_owned() };
+    let (own_host, own_port) = own.rsplit_once(':').unwrap_or((own, ""));
+    let port = port.map_or(own_port.to_owned(), |port| port.to_string());
+    format!("{}:{port}", host.as_deref().unwrap_or(own_host))
+}
+
 fn make_data_dir(data_dir: &Path) -> Result<()> {
     let mut folder = std::fs::DirBuilder::new();
     folder.recursive(true).mode(0o700);
@@ -805,5 +838,53 @@ fn take_data_dir(data_dir: &Path) -> Result<File> {
         Err(TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("locking {}", path.display()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rate::HashRate;
+    use proto::mining::Kind;
+
+    fn channel(measured: f64, aimed_rate: f64, accepted: u64, age_ms: u64) -> ChannelSnapshot {
+        let mut hash_rate = crate::rate::HashRates::default();
+        hash_rate.minute = HashRate { estimate: measured, ..hash_rate.minute };
+        ChannelSnapshot {
+            kind: Kind::Extended,
+            name: "a".into(),
+            hash_rate,
+            aimed_rate,
+            difficulty_log2: 0,
+            accepted,
+            refused: Default::default(),
+            last_share_at: None,
+            best_difficulty: 0.0,
+            age_ms,
+        }
+    }
+
+    #[test]
+    fn a_device_that_asks_for_hard_shares_and_finds_none_does_not_make_the_fleet_fast() {
+        let honest = channel(5e12, 4e12, 1_000, 3_600_000);
+        let liar = |age_ms| channel(0.0, 2e24, 0, age_ms);
+        let fleet = fleet_of([&honest, &liar(0)].into_iter());
+        assert_eq!(fleet, 10e12, "as much as all that was measured");
+        assert_eq!(fleet_of([&honest, &liar(FLEET_BELIEVED_MS)].into_iter()), 5e12);
+        assert_eq!(fleet_of([&liar(0)].into_iter()), FLEET_UNKNOWN);
+        let new = channel(0.0, 2e11, 3, 1_000);
+        assert_eq!(fleet_of([&new].into_iter()), 2e11, "who has just come is believed");
+        assert!(fleet_of([].into_iter()).is_sign_positive());
+    }
+
+    #[test]
+    fn a_pool_is_dialled_where_it_asks_for_and_else_where_it_is() {
+        let elsewhere = |host: Option<&str>, port| {
+            let host = host.map(str::to_owned);
+            address_of("pool.example:1", Some(Elsewhere { host, port }))
+        };
+        assert_eq!(address_of("pool.example:1", None), "pool.example:1");
+        assert_eq!(elsewhere(Some("b.example"), None), "b.example:1");
+        assert_eq!(elsewhere(None, Some(2)), "pool.example:2");
     }
 }

@@ -264,10 +264,11 @@ fn is_ours(host: &str, hosts: &[String]) -> bool {
     if bare.unwrap_or(&host).parse::<IpAddr>().is_ok() || host == "localhost" {
         return true;
     }
-    // `umbrel.example` could be anybody's, `umbrel` and `umbrel-2` are only known at home.
-    let is_umbrel = host.starts_with("umbrel") && !host.contains('.');
-    let is_local = host.strip_suffix(".local").is_some_and(|name| !name.is_empty());
-    is_umbrel || is_local || hosts.iter().any(|name| name.eq_ignore_ascii_case(&host))
+    // `umbrel.example` could be anybody's, `umbrel` and `umbrel-2.local` are only known at home. Any other
+    // machine there can call itself something in `.local`, so that of this one is among `hosts`.
+    let name = host.strip_suffix(".local").unwrap_or(&host);
+    let is_umbrel = name.starts_with("umbrel") && !name.contains('.');
+    is_umbrel || hosts.iter().any(|name| name.eq_ignore_ascii_case(&host))
 }
 
 /// What was published last, and how old it is.
@@ -338,7 +339,7 @@ mod tests {
             "umbrel",
             "umbrel-2:3338",
             "umbrel.local",
-            "miner.local.",
+            "umbrel-2.local.",
             "farm.example:1",
         ];
         for name in ours {
@@ -357,6 +358,7 @@ mod tests {
             "127.0.0.1.nip.io",
             "localhost.example",
             ".local",
+            "evil.local",
             "local",
             "notlocal",
             "x@127.0.0.1",

@@ -139,10 +139,10 @@ impl Sv1 {
     async fn ask(&mut self, now: Now, mut out: Out) -> Result<(), End> {
         loop {
             self.lines.append(&mut out.lines);
-            let Device { server, out: said, .. } = &mut self.device;
             for request in std::mem::take(&mut out.requests) {
-                server.handle(now, Input::Message(request.message(), Tlvs::NONE), said)?;
+                self.device.hear(now, request.message(), Tlvs::NONE)?;
             }
+            let Device { server, out: said, .. } = &mut self.device;
             server.handle(now, Input::BurstEnd, said)?;
             // Shares are handed in at once, each a batch of one: old devices send few.
             server.close_batch(said);

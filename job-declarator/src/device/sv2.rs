@@ -217,21 +217,20 @@ impl Sv2 {
 
     /// Every whole frame that has arrived. They are one read's, so the batch that they make is bounded by that.
     fn take_frames(&mut self, now: Now) -> Result<(), End> {
-        let Device { server, out, .. } = &mut self.device;
         loop {
             let Connection { inbound, .. } = self.link.connection();
             let Some(frame) = inbound.next_frame().map_err(LinkError::from)? else { break };
             let received = frame.message().map_err(LinkError::from)?;
-            match self.machine.receive(received, &mut out.frames)? {
+            match self.machine.receive(received, &mut self.device.out.frames)? {
                 SetupStep::Pass(Received::Known(message, tlvs)) => {
-                    server.handle(now, Input::Message(message, tlvs), out)?;
+                    self.device.hear(now, message, tlvs)?;
                 }
                 SetupStep::Pass(Received::UnknownCore(number)) => {
                     return Err(Violation::UnknownMessage(number).into());
                 }
                 SetupStep::Negotiated => {
                     let negotiated = self.machine.has_extension(EXTENSION_WORKER_HASHRATE);
-                    server.set_worker_hashrate(negotiated);
+                    self.device.server.set_worker_hashrate(negotiated);
                 }
                 SetupStep::Pass(Received::UnknownExtension(_))
                 | SetupStep::Discarded
@@ -239,6 +238,7 @@ impl Sv2 {
                 | SetupStep::Refused(_) => {}
             }
         }
+        let Device { server, out, .. } = &mut self.device;
         Ok(server.handle(now, Input::BurstEnd, out)?)
     }
 
