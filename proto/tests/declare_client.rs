@@ -15,7 +15,7 @@ use proto::declare::client::{Client, ClientOptions, Event, NotDeclared, OwnJob};
 use proto::declare::server::{CheckOutcome, Effect, Input, Outbox, Server};
 use proto::declare::{DeclareRefusal, Solution};
 use proto::limits::{
-    CLIENT_ANSWER_MAX_MS, CLIENT_DECLARATIONS_MAX, CLIENT_TOKENS_MAX, FRAME_HEADER_LEN,
+    CLIENT_ANSWER_MAX_MS, CLIENT_DECLARATIONS_MAX, CLIENT_TOKENS_MAX, DETAILS_MAX, FRAME_HEADER_LEN,
 };
 use proto::message::{
     AllocateMiningJobTokenSuccess, DeclareMiningJobError, DeclareMiningJobSuccess, FrameHeader,
@@ -214,6 +214,24 @@ fn a_refusal_is_an_event_in_words_that_a_terminal_may_see() {
 }
 
 #[test]
+fn a_refusals_details_are_kept_at_no_greater_length_than_ours_are_said_at() {
+    let details_of = |bytes: &[u8]| {
+        let mut client = alone(1);
+        let request_id = client.declare(0, &job(0), &mut Vec::new()).unwrap();
+        let (error_code, error_details) = (Str0255::text("no"), B064K::new(bytes).unwrap());
+        let error = DeclareMiningJobError { request_id, error_code, error_details };
+        match hear(&mut client, error.into()) {
+            Ok(Some(Event::Refused { details, .. })) => details,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(details_of(&[b'a'; DETAILS_MAX]).len(), DETAILS_MAX);
+    assert_eq!(details_of(&[b'a'; DETAILS_MAX + 1]).len(), DETAILS_MAX);
+    let none = details_of(&[0xff; 65_535]).len();
+    assert!(none <= DETAILS_MAX, "{none} bytes for those that are no text");
+}
+
+#[test]
 fn a_solution_is_said_where_transactions_are_told_and_not_elsewhere() {
     let solution = Solution {
         extranonce: B032::new(&[1; 20]).unwrap(),
@@ -346,6 +364,10 @@ fn a_server_that_breaks_its_word_is_left() {
         hear(&mut client, message.into())?;
         hear(&mut client, message.into())
     };
+    let once = asked(0, &[[1, 0], [0, 0]]);
+    assert_eq!(once, Err(Violation::Unexpected("a second question about a declaration")));
+    let twice = asked(0, &[[1, 0], [0, 0], [1, 0]]);
+    assert_eq!(twice, Err(Violation::Unexpected("a position that is asked for twice")));
     assert!(asked(0, &[[2, 0]]).is_err(), "a position that is none");
     assert!(asked(77, &[[0, 0]]).is_err(), "of no declaration");
     assert!(asked(0, &[[0, 0]]).is_err(), "asked about twice");

@@ -16,7 +16,7 @@ use crate::connection::Violation;
 use crate::declare::Solution;
 use crate::limits::{
     CLIENT_ANSWER_MAX_MS, CLIENT_DECLARATIONS_MAX, CLIENT_TOKENS_MAX, COINBASE_OUTPUTS_MAX,
-    FRAME_PAYLOAD_MAX,
+    DETAILS_MAX, FRAME_PAYLOAD_MAX,
 };
 use crate::message::{
     AllocateMiningJobToken, AllocateMiningJobTokenSuccess, DeclareMiningJob, DeclareMiningJobError,
@@ -373,12 +373,15 @@ impl Client {
         let positions = asked.unknown_tx_position_list.as_slice();
         let mut wanted = Vec::with_capacity(positions.len().min(waiting.transactions.len()));
         let mut length = 0;
+        let mut was_named = vec![false; waiting.transactions.len()];
         for position in positions {
             let position = usize::from(u16::from_le_bytes(*position));
             let transaction = waiting.transactions.get(position);
             let transaction = transaction.ok_or(Violation::Unexpected("a position of no list"))?;
+            // A server that asks for one again and again would have us send more than there is.
+            let is_again = std::mem::replace(&mut was_named[position], true);
+            in_order(!is_again, "a position that is asked for twice")?;
             length += transaction.len() + 3;
-            // A server that asks for one twice and again would have us send more than there is.
             in_order(length + 64 <= FRAME_PAYLOAD_MAX, "a question that no message answers")?;
             wanted.push(&**transaction);
         }
@@ -405,10 +408,7 @@ impl Client {
         Ok(answered.then(|| Event::Refused {
             request_id,
             code: error.error_code.printable(),
-            details: String::from_utf8_lossy(error.error_details.as_slice())
-                .chars()
-                .filter(|c| !c.is_control())
-                .collect(),
+            details: printable_details(error.error_details.as_slice()),
         }))
     }
 
@@ -424,6 +424,14 @@ impl Client {
         self.given_up.remove(at);
         Ok(false)
     }
+}
+
+/// What is read of a text of up to 64 KiB: its first `DETAILS_MAX` bytes, and no longer for those that are none.
+fn printable_details(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(DETAILS_MAX)]);
+    let mut details: String = text.chars().filter(|c| !c.is_control()).collect();
+    details.truncate(details.floor_char_boundary(DETAILS_MAX));
+    details
 }
 
 fn in_order(is_so: bool, what: &'static str) -> Result<(), Violation> {
