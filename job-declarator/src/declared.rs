@@ -32,6 +32,7 @@ pub(crate) use self::coinbase::read_outputs;
 pub use self::custom::coinbase_only;
 pub use self::refusal::Refusal;
 pub use self::rule::Rule;
+pub(crate) use self::transaction::NULL_OUTPOINT;
 pub use self::transaction::Transaction;
 pub use self::worth::{FACTOR_ONE_PPM, FeeTrust, factor_ppm};
 

@@ -29,7 +29,7 @@ use proto::mining::{Owner, Worth};
 use proto::target::Difficulty;
 use proto::wire::{B032, B064K, Str0255};
 
-use rig::{CHANNEL, PREFIX, Rig, ends, options, template};
+use rig::{CHANNEL, PREFIX, PoolJob, Rig, ends, options, outputs, template};
 
 const OWN: Source = Source::Pool { pool: 0, kind: Kind::Own };
 
@@ -243,6 +243,35 @@ fn the_fleets_rate_is_told_once_a_second_and_not_for_a_tenth_of_it() {
     rig.tell(Input::Fleet(f64::NAN));
     rig.wait(FLEET_TOLD_EVERY_MS);
     assert_eq!(told(&mut rig), [] as [f32; 0]);
+}
+
+// ---- a pool's own jobs, of a pool that means ill ----
+
+const THEIRS: Source = Source::Pool { pool: 0, kind: Kind::Theirs };
+
+/// With a pool that takes no declared jobs.
+fn at_their_pool() -> (Rig, u64) {
+    let mut options = options(1);
+    options.pools[0].declare_address = None;
+    let mut rig = Rig::new(options);
+    let session = rig.open_theirs(0);
+    (rig, session)
+}
+
+/// Why the first pool is not mined for.
+fn failed(rig: &Rig) -> String {
+    assert_ne!(rig.declarator.using(), THEIRS);
+    let (_, why) = rig.declarator.view(rig.now_ms).pools[0].last_failure.clone().unwrap();
+    why
+}
+
+#[test]
+fn a_job_of_more_money_than_there_can_be_fails_the_pool_and_nothing_else() {
+    let (mut rig, session) = at_their_pool();
+    let outputs = outputs(&[(1 << 63, &[0x51]), (1 << 63, &[0x51])]);
+    rig.give(session, &PoolJob { outputs, ..PoolJob::new(1) });
+    assert!(failed(&rig).contains("more than there can be"), "{}", failed(&rig));
+    assert_eq!(scripts(&rig), [vec![0x52]], "solo");
 }
 
 // ---- what went wrong once ----

@@ -8,7 +8,7 @@ use proto::mining::Now;
 use proto::target::{Difficulty, Target};
 use proto::template::{Template, TemplateId};
 
-use super::outputs::{fill, of_suffix};
+use super::outputs::fill;
 use super::session::{Channel, Failure, Session};
 use super::shares::Work;
 use super::tally::ShareLoss;
@@ -105,9 +105,7 @@ impl Declarator {
                     return Ok(None);
                 }
                 let active = work::theirs(id, &work, channel);
-                let active = active.map_err(|failure| (Some(session.id), failure))?;
-                let outputs = work.coinbase().map(|coinbase| of_suffix(coinbase.tail));
-                let outputs = outputs.and_then(Result::ok).unwrap_or_default();
+                let (active, outputs) = active.map_err(|failure| (Some(session.id), failure))?;
                 let outputs =
                     outputs.into_iter().map(|output| (output.sats, output.script)).collect();
                 let session = Some(session.id);

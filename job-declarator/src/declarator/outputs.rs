@@ -3,11 +3,13 @@
 //!
 //! Must never pay an output that the owner's limit forbids: what is refused here is not mined.
 
+use proto::limits::{COINBASE_SCRIPT_SIG_AT, SCRIPT_SIG_MAX};
+use proto::mining::client::WorkCoinbase;
 use proto::template::Output;
 use thiserror::Error;
 
-use crate::declared::Refusal;
-use crate::declared::read_outputs;
+use crate::declared::{NULL_OUTPOINT, Refusal, read_outputs};
+use crate::limits::MONEY_MAX_SATS;
 
 /// What the owner lets one pool take of a block's reward.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +28,12 @@ pub enum BadOutputs {
     /// No outputs, or bytes that are none.
     #[error("its outputs cannot be read: {0}")]
     Unreadable(Refusal),
+    /// Its own job's coinbase is none around what is rolled.
+    #[error("its coinbase cannot be read: {0}")]
+    Coinbase(Refusal),
+    /// More than 21 million bitcoin, in one output or in all.
+    #[error("its outputs are worth more than there can be")]
+    Money,
     /// Fixed amounts of more than the block has.
     #[error("it asks for {asked} sats of a block that has {value}")]
     TooMuch {
@@ -50,17 +58,31 @@ pub enum BadOutputs {
 /// The outputs of a coinbase worth `value_sats` that pays as the pool asks (`asked`: CompactSize count and
 /// outputs). Fixed amounts stay; what is left goes to its first output (rule JC2), in integer sats.
 pub fn fill(asked: &[u8], value_sats: u64) -> Result<Vec<Output>, BadOutputs> {
-    let read = read_outputs(asked).map_err(BadOutputs::Unreadable)?;
-    let output = |(sats, script): &(u64, &[u8])| Output { sats: *sats, script: script.to_vec() };
-    let mut outputs: Vec<Output> = read.iter().map(output).collect();
-    let fixed = outputs.iter().try_fold(0_u64, |sum, output| sum.checked_add(output.sats));
-    let fixed = fixed.unwrap_or(u64::MAX);
+    let mut outputs = read(asked)?;
+    let fixed = total(&outputs)?;
     let too_much = BadOutputs::TooMuch { asked: fixed, value: value_sats };
     let rest = value_sats.checked_sub(fixed).ok_or(too_much)?;
     if let Some(first) = outputs.first_mut() {
         first.sats += rest;
     }
     debug_assert_eq!(outputs.iter().map(|output| output.sats).sum::<u64>(), value_sats);
+    Ok(outputs)
+}
+
+/// What outputs come to in all.
+pub(super) fn total(outputs: &[Output]) -> Result<u64, BadOutputs> {
+    let add = |sum: u64, output: &Output| {
+        sum.checked_add(output.sats).filter(|sum| *sum <= MONEY_MAX_SATS)
+    };
+    outputs.iter().try_fold(0, add).ok_or(BadOutputs::Money)
+}
+
+/// CompactSize count and outputs, that many and nothing behind them, of what money there can be.
+fn read(bytes: &[u8]) -> Result<Vec<Output>, BadOutputs> {
+    let read = read_outputs(bytes).map_err(BadOutputs::Unreadable)?;
+    let output = |(sats, script): (u64, &[u8])| Output { sats, script: script.to_vec() };
+    let outputs: Vec<Output> = read.into_iter().map(output).collect();
+    total(&outputs)?;
     Ok(outputs)
 }
 
@@ -80,13 +102,40 @@ impl OutputLimit {
     }
 }
 
-/// The outputs of a coinbase that stands already, by what follows its extranonce: nSequence, outputs, lock
-/// time.
+/// The outputs of a coinbase that stands already around `rolled` bytes, as the network will read them: where
+/// scriptSig ends its own length says, and a pool that has text behind the extranonce has it in the tail. A
+/// head that only looks like a coinbase's would show us other outputs than the network pays.
+pub(super) fn of_coinbase(
+    coinbase: &WorkCoinbase<'_>,
+    rolled: usize,
+) -> Result<Vec<Output>, BadOutputs> {
+    let bad = |refusal| Err(BadOutputs::Coinbase(refusal));
+    let no_transaction = BadOutputs::Coinbase(Refusal::NoTransaction);
+    let Some((fixed, before)) = coinbase.head.split_at_checked(COINBASE_SCRIPT_SIG_AT) else {
+        return Err(no_transaction);
+    };
+    // Version; a count of inputs, where BIP144 has its marker of 0; the outpoint; a length of one byte.
+    if fixed[4] != 1 {
+        return bad(Refusal::InputCount(u64::from(fixed[4])));
+    }
+    if fixed[5..COINBASE_SCRIPT_SIG_AT - 1] != NULL_OUTPOINT {
+        return bad(Refusal::PreviousOutput);
+    }
+    let length = usize::from(fixed[COINBASE_SCRIPT_SIG_AT - 1]);
+    if !(2..=SCRIPT_SIG_MAX).contains(&length) {
+        return bad(Refusal::ScriptSigLength(length));
+    }
+    let Some(behind) = length.checked_sub(before.len() + rolled) else {
+        return bad(Refusal::ExtranonceNotLast);
+    };
+    of_suffix(coinbase.tail.get(behind..).ok_or(no_transaction)?)
+}
+
+/// The outputs of a coinbase that stands already, by what follows its scriptSig: nSequence, outputs, lock
+/// time, and nothing more.
 pub fn of_suffix(suffix: &[u8]) -> Result<Vec<Output>, BadOutputs> {
     let outputs = suffix.get(4..suffix.len().saturating_sub(4)).unwrap_or_default();
-    let read = read_outputs(outputs).map_err(BadOutputs::Unreadable)?;
-    let output = |(sats, script): (u64, &[u8])| Output { sats, script: script.to_vec() };
-    Ok(read.into_iter().map(output).collect())
+    read(outputs)
 }
 
 #[cfg(test)]
@@ -117,7 +166,88 @@ mod tests {
         let beyond = fill(&asked(&[(0, b"pool"), (101, b"fund")]), 100);
         assert_eq!(beyond, Err(BadOutputs::TooMuch { asked: 101, value: 100 }));
         let overflow = fill(&asked(&[(u64::MAX, b"pool"), (2, b"fund")]), 100);
-        assert!(matches!(overflow, Err(BadOutputs::TooMuch { .. })), "{overflow:?}");
+        assert_eq!(overflow, Err(BadOutputs::Money));
+    }
+
+    #[test]
+    fn no_more_money_is_read_than_there_can_be_in_one_output_nor_in_all() {
+        let read = |outputs: &[(u64, &[u8])]| {
+            let suffix = [&[0xff; 4][..], &asked(outputs), &[0; 4]].concat();
+            let read = of_suffix(&suffix).map(|_| ());
+            assert_eq!(fill(&asked(outputs), MONEY_MAX_SATS).map(|_| ()), read);
+            read
+        };
+        assert_eq!(read(&[(MONEY_MAX_SATS - 1, b"pool"), (1, b"who")]), Ok(()));
+        let more: [&[(u64, &[u8])]; 3] = [
+            &[(MONEY_MAX_SATS - 1, b"pool"), (2, b"who")],
+            &[(MONEY_MAX_SATS + 1, b"pool")],
+            &[(1 << 63, b"pool"), (1 << 63, b"pool")],
+        ];
+        for outputs in more {
+            assert_eq!(read(outputs), Err(BadOutputs::Money), "{outputs:?}");
+        }
+    }
+
+    /// A coinbase's head and tail around 16 rolled bytes, of which scriptSig claims `length` bytes and has
+    /// `behind` behind them.
+    fn parts(length: u8, behind: &[u8], outputs: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        let head = [&[2, 0, 0, 0, 1][..], &NULL_OUTPOINT, &[length], &[7; 10]].concat();
+        (head, [behind, &[0xff; 4], outputs, &[0; 4]].concat())
+    }
+
+    fn read_parts((head, tail): &(Vec<u8>, Vec<u8>)) -> Result<Vec<Output>, BadOutputs> {
+        of_coinbase(&WorkCoinbase { head, tail, path: &[] }, 16)
+    }
+
+    #[test]
+    fn outputs_are_read_where_script_sig_ends_and_nowhere_else() {
+        let good = asked(&[(7, b"pool")]);
+        let pool = vec![Output { sats: 7, script: b"pool".to_vec() }];
+        assert_eq!(read_parts(&parts(26, b"", &good)), Ok(pool.clone()));
+        assert_eq!(read_parts(&parts(30, b"text", &good)), Ok(pool));
+        // To one who takes the tail for nSequence and on, it pays the pool; the network reads on behind it.
+        let shown = [&[0xff; 4][..], &good].concat();
+        let shown_len = shown.len() as u8;
+        let hidden = parts(26 + shown_len, &shown, &asked(&[(7, b"who")]));
+        assert_eq!(read_parts(&hidden).unwrap()[0].script, b"who");
+        for (length, why) in [
+            (25, Refusal::ExtranonceNotLast),
+            (1, Refusal::ScriptSigLength(1)),
+            (101, Refusal::ScriptSigLength(101)),
+            (0xfd, Refusal::ScriptSigLength(0xfd)),
+            (100, Refusal::NoTransaction),
+        ] {
+            let read = read_parts(&parts(length, b"", &good));
+            assert_eq!(read, Err(BadOutputs::Coinbase(why)), "{length}");
+        }
+        let too_far = read_parts(&parts(27, b"", &good));
+        assert!(matches!(too_far, Err(BadOutputs::Unreadable(_))), "{too_far:?}");
+        let (head, tail) = parts(26, b"", &good);
+        let longer = read_parts(&(head, [&tail[..], &[0]].concat()));
+        assert!(matches!(longer, Err(BadOutputs::Unreadable(_))), "{longer:?}");
+    }
+
+    #[test]
+    fn a_head_that_is_no_coinbases_is_refused_by_what_it_is() {
+        let (head, tail) = parts(26, b"", &asked(&[(7, b"pool")]));
+        let refused = |head: Vec<u8>| match read_parts(&(head, tail.clone())) {
+            Err(BadOutputs::Coinbase(why)) => why,
+            other => panic!("{other:?}"),
+        };
+        for at in [5, 36, 37, 40] {
+            let mut other = head.clone();
+            other[at] ^= 1;
+            assert_eq!(refused(other), Refusal::PreviousOutput, "{at}");
+        }
+        let segwit = [&head[..4], &[0, 1], &head[4..]].concat();
+        assert_eq!(refused(segwit), Refusal::InputCount(0));
+        let mut two = head.clone();
+        two[4] = 2;
+        assert_eq!(refused(two), Refusal::InputCount(2));
+        assert_eq!(refused(head[..41].to_vec()), Refusal::NoTransaction);
+        // What is rolled stands in an output's script, and the outputs that count before it.
+        let ends_before = [&head[..41], &[2, 7, 7, 0xff, 0xff, 0xff, 0xff, 1]].concat();
+        assert_eq!(refused(ends_before), Refusal::ExtranonceNotLast);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use proto::message::{FrameHeader, Message, Received};
 use proto::mining::Now;
 use proto::mining::client as mining;
 
-use super::outputs::{fill, of_suffix};
+use super::outputs::{fill, of_coinbase};
 use super::session::{Channel, Failure, Promised, Session};
 use super::tally::ShareLoss;
 use super::view::Note;
@@ -217,7 +217,7 @@ impl Declarator {
         let Some(work) = session.mining.work() else { return Ok(()) };
         let Some(coinbase) = work.coinbase() else { return Ok(()) };
         let limit = &self.options.pools[session.pool].limit;
-        Ok(limit.judge(&of_suffix(coinbase.tail)?)?)
+        Ok(limit.judge(&of_coinbase(&coinbase, work.extranonce_size)?)?)
     }
 
     /// A pool that comes to our tip was behind, and not our node. One that was on it all the time meant

@@ -12,7 +12,7 @@ use proto::limits::{EXTRANONCE_LEN, HOUSE_EXTRANONCE_LEN, HOUSE_NUMBER_LEN};
 use proto::mining::client::Work as PoolWork;
 use proto::template::{CoinbaseParts, Output, PrevHash, Template, TemplateId, sha256d};
 
-use super::outputs;
+use super::outputs::{of_coinbase, total};
 use super::session::{Channel, Failure};
 use crate::declared::{BuiltJob, build};
 use crate::node::NodeTemplate;
@@ -95,14 +95,14 @@ pub(super) fn own(
     Ok((active, OwnWork { built, tip, template: Arc::clone(&node.template) }))
 }
 
-/// The pool's job, as it stands.
+/// The pool's job, as it stands, and whom it pays.
 pub(super) fn theirs(
     id: TemplateId,
     work: &PoolWork,
     channel: &Channel,
-) -> Result<ActiveTemplate, Failure> {
+) -> Result<(ActiveTemplate, Vec<Output>), Failure> {
     let coinbase = work.coinbase().ok_or_else(|| no_job("it sent no coinbase"))?;
-    let paid = outputs::of_suffix(coinbase.tail)?;
+    let paid = of_coinbase(&coinbase, work.extranonce_size)?;
     let template = Template {
         id,
         // Its own name for it is the coinbase's business.
@@ -111,7 +111,7 @@ pub(super) fn theirs(
         coinbase_tx_version: 0,
         script_sig_prefix: Vec::new(),
         coinbase_sequence: 0,
-        coinbase_value_sats: paid.iter().map(|output| output.sats).sum(),
+        coinbase_value_sats: total(&paid)?,
         required_outputs: Vec::new(),
         required_outputs_count: 0,
         coinbase_locktime: 0,
@@ -122,7 +122,7 @@ pub(super) fn theirs(
     let tip = PrevHash { hash: work.prev_hash, nbits: work.nbits, min_ntime: work.min_ntime };
     let parts = CoinbaseParts { prefix: coinbase.head.to_vec(), suffix: coinbase.tail.to_vec() };
     // The head ends in the pool's part of the extranonce already.
-    active(id, &template, tip, parts, &[], channel.padding())
+    Ok((active(id, &template, tip, parts, &[], channel.padding())?, paid))
 }
 
 /// `parts` around a hole for `pool_prefix`, `padding` zeros and a house's extranonce.

@@ -118,7 +118,7 @@ pub(super) struct Input<'a> {
 }
 
 /// The previous output of a coinbase: no transaction's, at the last position.
-pub(super) const NULL_OUTPOINT: [u8; 36] = {
+pub(crate) const NULL_OUTPOINT: [u8; 36] = {
     let mut outpoint = [0; 36];
     let mut at = 32;
     while at < 36 {

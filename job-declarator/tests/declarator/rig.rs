@@ -232,25 +232,31 @@ impl Rig {
         session
     }
 
-    /// The pool's own job on a tip.
+    /// The pool's own job on a tip, which pays it all.
     pub fn give_job(&mut self, session: u64, tip: u8) {
+        let paid = PoolJob { prev_hash: [tip; 32], ..PoolJob::new(u32::from(tip)) };
+        self.give(session, &paid);
+    }
+
+    pub fn give(&mut self, session: u64, job: &PoolJob) {
         let (mining, _) = ends(session);
-        let suffix = [&[0xff; 4][..], &[1, 9, 0, 0, 0, 0, 0, 0, 0, 1, 0x51], &[0; 4]].concat();
+        let prefix = [&[2, 0, 0, 0, 1][..], &[0; 32], &[0xff; 4], &[4 + 4 + 16, 3, 1, 0, 0]];
+        let suffix = [&[0xff; 4][..], &job.outputs, &[0; 4]].concat();
         self.say(
             mining,
             NewExtendedMiningJob {
                 channel_id: CHANNEL,
-                job_id: u32::from(tip),
+                job_id: job.id,
                 min_ntime: None,
                 version: 0x2000_0000,
                 version_rolling_allowed: true,
                 merkle_path: Seq0255U256::default(),
-                coinbase_tx_prefix: B064K::new(&[1; 50]).unwrap(),
+                coinbase_tx_prefix: B064K::new(&prefix.concat()).unwrap(),
                 coinbase_tx_suffix: B064K::new(&suffix).unwrap(),
             },
         );
-        let (channel_id, job_id, prev_hash) = (CHANNEL, u32::from(tip), [tip; 32]);
-        let (min_ntime, nbits) = (1, 0x1d00_ffff);
+        let PoolJob { id: job_id, prev_hash, min_ntime, nbits, .. } = *job;
+        let channel_id = CHANNEL;
         self.say(mining, SetNewPrevHash { channel_id, job_id, prev_hash, min_ntime, nbits });
     }
 
@@ -367,6 +373,35 @@ impl Rig {
     pub fn tally(&self, pool: usize) -> PoolTally {
         self.declarator.view(self.now_ms).pools[pool].tally.clone()
     }
+}
+
+/// A job of the pool's own.
+pub struct PoolJob {
+    pub id: u32,
+    pub prev_hash: [u8; 32],
+    pub min_ntime: u32,
+    pub nbits: u32,
+    /// CompactSize count and outputs.
+    pub outputs: Vec<u8>,
+}
+
+impl PoolJob {
+    /// A good one, on the tip of `template(1, ..)`.
+    pub fn new(id: u32) -> Self {
+        let outputs = outputs(&[(9, &[0x51])]);
+        Self { id, prev_hash: [1; 32], min_ntime: 1, nbits: 0x1d00_ffff, outputs }
+    }
+}
+
+/// Count and outputs as they stand in a coinbase.
+pub fn outputs(paid: &[(u64, &[u8])]) -> Vec<u8> {
+    let mut bytes = vec![paid.len() as u8];
+    for (sats, script) in paid {
+        bytes.extend_from_slice(&sats.to_le_bytes());
+        bytes.push(script.len() as u8);
+        bytes.extend_from_slice(script);
+    }
+    bytes
 }
 
 /// A session's links.
