@@ -170,6 +170,10 @@ pub const STALE_TRIES_MAX: u32 = 4;
 pub const STALE_RETRY_MS: u64 = 1_000;
 /// Jobs whose shares are still known: those of three tips, at a template every half minute and more.
 pub const WORKS_KEPT_MAX: usize = 128;
+/// A pool's target may be so many times as easy as the own node's: one retarget lies between them at most.
+pub const THEIR_TARGET_EASIER_MAX: u64 = 4;
+/// For so long the target of the node's newest template is one to compare with.
+pub const NODE_TARGET_KNOWN_MS: u64 = 24 * 60 * 60 * 1_000;
 /// The fleet's rate is told to the pool this often at most.
 pub const FLEET_TOLD_EVERY_MS: u64 = 1_000;
 /// A pool that asks a share of the fleet more than twice as often, or seldom, than it should is told again

@@ -15,11 +15,13 @@ use job_declarator::declarator::{
     End, Input, Mode, Note, Options, PoolState, ShareLoss, of_suffix,
 };
 use job_declarator::limits::{
-    DECLARED_ANSWER_MIN_MS, FLEET_TOLD_EVERY_MS, SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS,
-    SHARES_REFUSED_IN_A_ROW_MAX, SHARES_WAITING_MAX, STALE_RETRY_MS, STALE_TRIES_MAX,
+    DECLARED_ANSWER_MIN_MS, FLEET_TOLD_EVERY_MS, NODE_TARGET_KNOWN_MS, SHARE_ANSWER_MAX_MS,
+    SHARE_ANSWER_MIN_MS, SHARES_REFUSED_IN_A_ROW_MAX, SHARES_WAITING_MAX, STALE_RETRY_MS,
+    STALE_TRIES_MAX,
 };
 use job_declarator::upstream::{Kind, Source};
 use proto::extranonce::ExtranonceAllocator;
+use proto::limits::NTIME_AHEAD_MAX_S;
 use proto::message::{
     DeclareMiningJobError, Message, Reconnect, SetCustomMiningJobError, SetCustomMiningJobSuccess,
     SetExtranoncePrefix, SetTarget,
@@ -29,7 +31,7 @@ use proto::mining::{Owner, Worth};
 use proto::target::Difficulty;
 use proto::wire::{B032, B064K, Str0255};
 
-use rig::{CHANNEL, PREFIX, PoolJob, Rig, ends, options, outputs, template};
+use rig::{CHANNEL, NOW_S, PREFIX, PoolJob, Rig, ends, options, outputs, template};
 
 const OWN: Source = Source::Pool { pool: 0, kind: Kind::Own };
 
@@ -272,6 +274,36 @@ fn a_job_of_more_money_than_there_can_be_fails_the_pool_and_nothing_else() {
     rig.give(session, &PoolJob { outputs, ..PoolJob::new(1) });
     assert!(failed(&rig).contains("more than there can be"), "{}", failed(&rig));
     assert_eq!(scripts(&rig), [vec![0x52]], "solo");
+}
+
+#[test]
+fn a_target_that_makes_every_share_a_block_fails_the_pool_while_the_nodes_is_known() {
+    let easy = |nbits| PoolJob { nbits, ..PoolJob::new(1) };
+    let (mut rig, session) = at_their_pool();
+    // The node's is 1d00ffff.
+    rig.give(session, &easy(0x1d03_fffc));
+    assert_eq!(rig.declarator.using(), THEIRS, "four times as easy, as after a retarget");
+    let (mut rig, session) = at_their_pool();
+    rig.give(session, &easy(0x1d03_fffd));
+    assert!(failed(&rig).contains("1d03fffd"), "{}", failed(&rig));
+    let (mut rig, session) = at_their_pool();
+    rig.give(session, &easy(0x207f_ffff));
+    assert!(failed(&rig).contains("far easier"), "{}", failed(&rig));
+    let (mut rig, session) = at_their_pool();
+    rig.give(session, &PoolJob::new(1));
+    rig.now_ms += NODE_TARGET_KNOWN_MS;
+    rig.give(session, &PoolJob { id: 2, ..easy(0x207f_ffff) });
+    assert_eq!(rig.declarator.using(), THEIRS, "of a day ago nothing is known");
+}
+
+#[test]
+fn a_job_that_starts_too_far_ahead_of_our_clock_fails_the_pool() {
+    let (mut rig, session) = at_their_pool();
+    let ahead = |s| PoolJob { min_ntime: NOW_S + s, ..PoolJob::new(1) };
+    rig.give(session, &ahead(NTIME_AHEAD_MAX_S));
+    assert_eq!(rig.declarator.using(), THEIRS);
+    rig.give(session, &PoolJob { id: 2, ..ahead(NTIME_AHEAD_MAX_S + 1) });
+    assert!(failed(&rig).contains("7001 s ahead"), "{}", failed(&rig));
 }
 
 // ---- what went wrong once ----

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use crate::limits::{NODE_AWAY_AFTER_MS, NODE_SILENCE_MAX_MS};
+use proto::target::Target;
+
+use crate::limits::{NODE_AWAY_AFTER_MS, NODE_SILENCE_MAX_MS, NODE_TARGET_KNOWN_MS};
 use crate::node::NodeTemplate;
 
 #[derive(Debug, Default)]
@@ -43,6 +45,13 @@ impl NodeSeen {
         }
         let behind = "every pool says that its tip is an old one";
         self.is_behind.then(|| behind.to_owned())
+    }
+
+    /// Of its next block, if it was heard of in the last day.
+    pub(super) fn target(&self, now_ms: u64) -> Option<Target> {
+        let is_known = now_ms.saturating_sub(self.heard_ms) < NODE_TARGET_KNOWN_MS;
+        let template = self.template.as_ref().filter(|_| is_known)?;
+        Some(Target::from_compact(template.prev_hash.nbits))
     }
 
     pub(super) fn deadline_ms(&self) -> u64 {

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use proto::connection::Violation;
 use proto::declare::client as declare;
+use proto::limits::NTIME_AHEAD_MAX_S;
 use proto::message::{FrameHeader, Message, Received};
 use proto::mining::Now;
 use proto::mining::client as mining;
+use proto::target::Target;
+use ruint::aliases::U256;
 
 use super::outputs::{fill, of_coinbase};
 use super::session::{Channel, Failure, Promised, Session};
@@ -16,7 +19,7 @@ use super::view::Note;
 use super::{Declarator, Effect, Elsewhere, End, LinkId};
 use crate::limits::{
     CUSTOM_ANSWER_MAX_MS, FLEET_UNKNOWN, NODE_FIRST_WORD_MS, SESSION_LINGER_MS,
-    SESSIONS_LINGERING_MAX,
+    SESSIONS_LINGERING_MAX, THEIR_TARGET_EASIER_MAX,
 };
 use crate::upstream::{Kind, Source, Step};
 
@@ -109,7 +112,7 @@ impl Declarator {
                 }
             }
             Event::NewWork { .. } => {
-                self.judge_their_work(id)?;
+                self.judge_their_work(now, id)?;
                 self.look_at_their_tip(id);
             }
             Event::CustomAccepted { request_id, job_id } => {
@@ -211,13 +214,33 @@ impl Declarator {
         Ok(())
     }
 
-    /// A pool's own job pays nobody beyond the owner's limit either.
-    pub(super) fn judge_their_work(&mut self, id: u64) -> Result<(), Failure> {
+    /// A pool's own job pays nobody beyond the owner's limit either, and where devices are to do it, it is one
+    /// that can become a block.
+    pub(super) fn judge_their_work(&mut self, now: Now, id: u64) -> Result<(), Failure> {
         let Some(session) = self.sessions.get(&id) else { return Ok(()) };
         let Some(work) = session.mining.work() else { return Ok(()) };
         let Some(coinbase) = work.coinbase() else { return Ok(()) };
         let limit = &self.options.pools[session.pool].limit;
-        Ok(limit.judge(&of_coinbase(&coinbase, work.extranonce_size)?)?)
+        limit.judge(&of_coinbase(&coinbase, work.extranonce_size)?)?;
+        if session.kind == Kind::Own {
+            return Ok(());
+        }
+        let ahead_s = work.min_ntime.saturating_sub(now.unix_s);
+        if ahead_s > NTIME_AHEAD_MAX_S {
+            let why = format!("it starts {ahead_s} s ahead of this computer's clock");
+            return Err(Failure::NoJob(why));
+        }
+        // With a target of its own a pool could call every share a block.
+        let is_easy = self.node.target(now.mono_ms).is_some_and(|ours| {
+            // Work is rounded down.
+            let theirs = Target::from_compact(work.nbits).work().saturating_add(U256::from(1));
+            theirs.saturating_mul(U256::from(THEIR_TARGET_EASIER_MAX)) < ours.work()
+        });
+        if is_easy {
+            let why = format!("its target {:08x} is far easier than your node's", work.nbits);
+            return Err(Failure::NoJob(why));
+        }
+        Ok(())
     }
 
     /// A pool that comes to our tip was behind, and not our node. One that was on it all the time meant

@@ -24,6 +24,8 @@ use proto::wire::{B032, B064K, B0255, Seq064K, Seq0255U256, Str0255};
 /// The channel of every pool, and what it puts before an extranonce.
 pub const CHANNEL: u32 = 7;
 pub const PREFIX: [u8; 4] = [9; 4];
+/// Unix seconds, always.
+pub const NOW_S: u32 = 1_800_000_000;
 pub const DIFFICULTY: Difficulty = Difficulty::from_log2(4);
 
 pub struct Rig {
@@ -123,7 +125,7 @@ impl Rig {
     }
 
     pub fn tell(&mut self, input: Input<'_>) {
-        let now = Now { mono_ms: self.now_ms, unix_s: 1_800_000_000 };
+        let now = Now { mono_ms: self.now_ms, unix_s: NOW_S };
         let mut out = Vec::new();
         self.declarator.handle(now, input, &mut out);
         for effect in out {
