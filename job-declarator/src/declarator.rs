@@ -185,6 +185,8 @@ pub struct Declarator {
     leaving: Option<(String, u64)>,
     /// The tip of which a promise was told last.
     promised_tip: Option<[u8; 32]>,
+    /// The session of which a large job was told last.
+    said_large: Option<u64>,
     /// Pools are left alone until then, mono ms, or until the node said a first word: whose jobs to ask them
     /// for depends on it. Set by the first input.
     waits_for_node_until_ms: Option<u64>,
@@ -213,6 +215,7 @@ impl Declarator {
             switches: VecDeque::new(),
             leaving: None,
             promised_tip: None,
+            said_large: None,
             waits_for_node_until_ms: None,
         }
     }
@@ -261,10 +264,12 @@ impl Declarator {
         let node = self.node.was_up.then(|| self.node.deadline_ms());
         let retry = self.works.back().and_then(Work::retry_at_ms);
         let refresh = self.shown.as_ref().map(|shown| shown.at_ms + self.options.refresh_ms);
+        let theirs = self.shown.as_ref().and_then(|shown| shown.deadline_ms(now_ms));
         let fleet = self.sessions.values().filter_map(|session| session.tell_at_ms(self.fleet));
         let fleet = fleet.min().map(|at_ms| at_ms.max(now_ms + 1));
         let first_word = self.waits_for_node_until_ms;
-        let others = [self.upstream.deadline_ms(now_ms), node, retry, refresh, fleet, first_word];
+        let upstream = self.upstream.deadline_ms(now_ms);
+        let others = [upstream, node, retry, refresh, theirs, fleet, first_word];
         sessions.chain(others.into_iter().flatten()).filter(|at| *at > now_ms).min()
     }
 

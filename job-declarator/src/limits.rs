@@ -170,6 +170,9 @@ pub const STALE_TRIES_MAX: u32 = 4;
 pub const STALE_RETRY_MS: u64 = 1_000;
 /// Jobs whose shares are still known: those of three tips, at a template every half minute and more.
 pub const WORKS_KEPT_MAX: usize = 128;
+/// A pool's own job on the tip that devices work on follows the one before by so long at least: each is sent
+/// to every device. Also two prefixes of the extranonce, or two tips, after one that came as fast.
+pub const THEIR_JOBS_EVERY_MS: u64 = 1_000;
 /// A pool's target may be so many times as easy as the own node's: one retarget lies between them at most.
 pub const THEIR_TARGET_EASIER_MAX: u64 = 4;
 /// For so long the target of the node's newest template is one to compare with.
@@ -262,6 +265,11 @@ const _: () =
 const _: () = assert!(POOL_RETRY_LAST_MS <= POOL_RETRY_REFUSED_MS);
 const _: () = assert!(SHARE_ANSWER_MIN_MS < SHARE_ANSWER_MAX_MS);
 const _: () = assert!(EMBEDDED_TRANSACTIONS_MAX as u64 * 381 < BLOCK_WEIGHT_MAX * 4 / 5);
+// A job as devices are sent it, whatever a pool wants to be paid: firmware that takes more than the smallest does
+// takes 8 KiB, and some of it is left for what is sent along. Around outputs and path stand 200 bytes at most.
+const _: () = assert!(
+    proto::limits::COINBASE_OUTPUTS_MAX + 32 * proto::limits::MERKLE_PATH_MAX + 200 < 6_500
+);
 const _: () = assert!(BLOCK_TRANSACTIONS_MAX < 1 << proto::limits::MERKLE_PATH_MAX);
 const _: () = assert!(RPC_ANSWER_LEN_MAX > 3 * BLOCK_LEN_MAX);
 

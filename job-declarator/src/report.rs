@@ -127,5 +127,8 @@ fn warnings(shown: &Shown, credit: &[Comparison]) -> Vec<String> {
     });
     let gone =
         shown.gone.iter().rev().map(|(peer, why, _)| format!("a device at {peer} left: {why}"));
-    less.chain(refused).chain(gone).collect()
+    let is_large = shown.view.work.as_ref().is_some_and(|work| !work.fits_every_device);
+    let large =
+        "this pool's jobs are larger than a NerdQAxe+ or an older Bitaxe takes: they will leave";
+    less.chain(is_large.then(|| large.to_owned())).chain(refused).chain(gone).collect()
 }

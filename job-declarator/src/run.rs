@@ -788,6 +788,10 @@ impl Core {
             Note::Promised { pool, height } => {
                 info!(pool = name(pool), height, "the pool has promised your template");
             }
+            Note::LargeJob { pool, bytes } => warn!(
+                pool = name(pool),
+                bytes, "jobs are larger than a NerdQAxe+ or an older Bitaxe takes; they will leave"
+            ),
         }
     }
 }

@@ -17,11 +17,11 @@ use job_declarator::declarator::{
 use job_declarator::limits::{
     DECLARED_ANSWER_MIN_MS, FLEET_TOLD_EVERY_MS, NODE_TARGET_KNOWN_MS, SHARE_ANSWER_MAX_MS,
     SHARE_ANSWER_MIN_MS, SHARES_REFUSED_IN_A_ROW_MAX, SHARES_WAITING_MAX, STALE_RETRY_MS,
-    STALE_TRIES_MAX,
+    STALE_TRIES_MAX, THEIR_JOBS_EVERY_MS,
 };
 use job_declarator::upstream::{Kind, Source};
 use proto::extranonce::ExtranonceAllocator;
-use proto::limits::NTIME_AHEAD_MAX_S;
+use proto::limits::{COINBASE_OUTPUTS_MAX, JOB_PAYLOAD_UNKNOWN_DEVICE_MAX, NTIME_AHEAD_MAX_S};
 use proto::message::{
     DeclareMiningJobError, Message, Reconnect, SetCustomMiningJobError, SetCustomMiningJobSuccess,
     SetExtranoncePrefix, SetTarget,
@@ -304,6 +304,88 @@ fn a_job_that_starts_too_far_ahead_of_our_clock_fails_the_pool() {
     assert_eq!(rig.declarator.using(), THEIRS);
     rig.give(session, &PoolJob { id: 2, ..ahead(NTIME_AHEAD_MAX_S + 1) });
     assert!(failed(&rig).contains("7001 s ahead"), "{}", failed(&rig));
+}
+
+/// Outputs that make a job so many bytes larger than one with a single output of one byte.
+fn larger_by(mut bytes: usize) -> Vec<u8> {
+    let script = vec![0x6a; 250];
+    let mut paid: Vec<(u64, &[u8])> = vec![(9, &[0x51])];
+    while bytes > 0 {
+        // Nothing is left that is less than an output.
+        let length = if bytes > 250 { bytes.min(259) - 9 } else { bytes };
+        paid.push((0, &script[..length - 9]));
+        bytes -= length;
+    }
+    outputs(&paid)
+}
+
+#[test]
+fn a_large_job_is_mined_with_a_warning_and_none_is_larger_than_devices_can_take() {
+    let (mut rig, session) = at_their_pool();
+    let mut given = 0;
+    let mut give = |rig: &mut Rig, outputs| {
+        rig.wait(THEIR_JOBS_EVERY_MS);
+        given += 1;
+        rig.give(session, &PoolJob { outputs, ..PoolJob::new(given) });
+        rig.published.last().unwrap().active.job.payload_len()
+    };
+    let small = give(&mut rig, larger_by(0));
+    let fits = |rig: &Rig| rig.declarator.view(rig.now_ms).work.unwrap().fits_every_device;
+    let said =
+        |rig: &Rig| rig.notes.iter().filter(|note| matches!(note, Note::LargeJob { .. })).count();
+    assert_eq!(give(&mut rig, larger_by(JOB_PAYLOAD_UNKNOWN_DEVICE_MAX - small)), 1_900);
+    assert!(fits(&rig) && said(&rig) == 0);
+    assert_eq!(give(&mut rig, larger_by(JOB_PAYLOAD_UNKNOWN_DEVICE_MAX + 1 - small)), 1_901);
+    assert!(!fits(&rig) && said(&rig) == 1);
+    let full = larger_by(COINBASE_OUTPUTS_MAX - larger_by(0).len());
+    assert!(give(&mut rig, full) < 6_500, "the largest there is");
+    assert_eq!((said(&rig), rig.declarator.using()), (1, THEIRS), "once with a session");
+    give(&mut rig, larger_by(COINBASE_OUTPUTS_MAX + 1 - larger_by(0).len()));
+    assert!(failed(&rig).contains("4097 bytes is longer"), "{}", failed(&rig));
+}
+
+#[test]
+fn a_flood_of_a_pools_own_jobs_reaches_devices_once_a_second_and_a_new_tip_at_once() {
+    let (mut rig, session) = at_their_pool();
+    rig.give(session, &PoolJob::new(1));
+    let before = rig.published.len();
+    let shown = |rig: &Rig| {
+        (rig.published.len() - before, rig.published.last().unwrap().active.tip.hash[0])
+    };
+    let on = |id, tip: u8| PoolJob { prev_hash: [tip; 32], ..PoolJob::new(id) };
+    for id in 2..100 {
+        rig.give(session, &on(id, 1));
+    }
+    assert_eq!(shown(&rig), (0, 1));
+    rig.wait(THEIR_JOBS_EVERY_MS - 1);
+    assert_eq!(shown(&rig), (0, 1));
+    rig.wait(1);
+    assert_eq!(shown(&rig), (1, 1), "the newest of them");
+    rig.give(session, &on(100, 2));
+    assert_eq!(shown(&rig), (2, 2), "a tip does not wait");
+    for tip in 3..100 {
+        rig.give(session, &on(100 + u32::from(tip), tip));
+    }
+    assert_eq!(shown(&rig), (2, 2), "but for one that came a moment ago");
+    rig.wait(THEIR_JOBS_EVERY_MS);
+    assert_eq!(shown(&rig), (3, 99));
+}
+
+#[test]
+fn a_flood_of_prefixes_makes_work_twice_a_second() {
+    let (mut rig, session) = Rig::promised();
+    rig.wait(5 * THEIR_JOBS_EVERY_MS);
+    let before = rig.published.len();
+    for prefix in 10..100 {
+        let extranonce_prefix = B032::new(&[prefix; 4]).unwrap();
+        rig.say(ends(session).0, SetExtranoncePrefix { channel_id: CHANNEL, extranonce_prefix });
+    }
+    assert_eq!(rig.published.len(), before + 2);
+    rig.wait(THEIR_JOBS_EVERY_MS);
+    assert_eq!(rig.published.len(), before + 3, "with the newest");
+    let device = ExtranonceAllocator::for_house().allocate().unwrap();
+    let job = &rig.published.last().unwrap().active.job;
+    assert_eq!(job.standard_extranonce(&device).unwrap()[4..8], [99; 4]);
 }
 
 // ---- what went wrong once ----

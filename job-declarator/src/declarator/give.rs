@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use proto::job::ActiveTemplate;
+use proto::job::{ActiveTemplate, Job};
 use proto::mining::Now;
 use proto::target::{Difficulty, Target};
 use proto::template::{Template, TemplateId};
@@ -15,7 +15,7 @@ use super::tally::ShareLoss;
 use super::view::{Note, Switch, WorkView};
 use super::work::{self, OwnWork};
 use super::{Declarator, Effect, Options, Published};
-use crate::limits::{SWITCHES_SHOWN, WORKS_KEPT_MAX};
+use crate::limits::{SWITCHES_SHOWN, THEIR_JOBS_EVERY_MS, WORKS_KEPT_MAX};
 use crate::node::NodeTemplate;
 use crate::upstream::{Kind, Source};
 
@@ -32,7 +32,25 @@ pub(super) struct Shown {
     pub(super) outputs: Option<Arc<[u8]>>,
     pub(super) channel: Option<Channel>,
     pub(super) at_ms: u64,
+    /// When the work of the same session before it was.
+    before_ms: Option<u64>,
     pub(super) view: WorkView,
+}
+
+impl Shown {
+    /// When other work of the pool's may follow, mono ms: on the same tip, and for another tip or another
+    /// prefix, which are not to wait but where they come in a flood.
+    fn theirs_from_ms(&self) -> (u64, u64) {
+        let before_ms = self.before_ms.map_or(0, |before| before + THEIR_JOBS_EVERY_MS);
+        (self.at_ms + THEIR_JOBS_EVERY_MS, before_ms)
+    }
+
+    /// When what a pool said may become work that did not at once, mono ms.
+    pub(super) fn deadline_ms(&self, now_ms: u64) -> Option<u64> {
+        let (same_tip_ms, other_ms) = self.theirs_from_ms();
+        let session = self.session.into_iter();
+        session.flat_map(|_| [other_ms, same_tip_ms]).find(|at_ms| *at_ms > now_ms)
+    }
 }
 
 impl Declarator {
@@ -101,7 +119,7 @@ impl Declarator {
                 let is_shown = self.shown.as_ref().is_some_and(|shown| {
                     (shown.session, shown.made_of) == (Some(session.id), made_of)
                 });
-                if is_shown {
+                if is_shown || !self.is_their_turn(now, session.id, &work.prev_hash) {
                     return Ok(None);
                 }
                 let active = work::theirs(id, &work, channel);
@@ -112,6 +130,16 @@ impl Declarator {
                 Ok(Some(Made { active, source, session, made_of, own: None, outputs }))
             }
         }
+    }
+
+    /// Whether a pool's next job is to become work already.
+    fn is_their_turn(&self, now: Now, session: u64, tip: &[u8; 32]) -> bool {
+        let shown = self.shown.as_ref().filter(|shown| shown.session == Some(session));
+        shown.is_none_or(|shown| {
+            let (same_tip_ms, other_ms) = shown.theirs_from_ms();
+            let is_same = shown.published.active.tip.hash == *tip;
+            now.mono_ms >= if is_same { same_tip_ms } else { other_ms }
+        })
     }
 
     /// Whether the node's template is to become work: it is another's work than shown, of another tip, or a
@@ -133,8 +161,11 @@ impl Declarator {
         let newest = self.works.back();
         let pays_otherwise =
             newest.is_some_and(Work::is_undeclared) && shown.outputs.as_ref() != outputs;
-        if is_other || pays_otherwise || shown.channel.map(|channel| channel.prefix) != prefix {
+        if is_other || pays_otherwise {
             return true;
+        }
+        if shown.channel.map(|channel| channel.prefix) != prefix {
+            return now.mono_ms >= shown.theirs_from_ms().1;
         }
         // One that waits for its promise would lose the shares that wait with it.
         let waits = newest.is_some_and(Work::awaits_promise);
@@ -167,6 +198,7 @@ impl Declarator {
             self.pools[pool].0.lose(ShareLoss::NeverPromised, shares);
         }
         self.works.push_back(work);
+        self.say_large(session, &active.job, out);
         let template = active.job.template();
         let is_theirs = matches!(source, Source::Pool { kind: Kind::Theirs, .. });
         let view = WorkView {
@@ -176,12 +208,15 @@ impl Declarator {
             outputs,
             transactions: template.transactions.as_ref().map(|all| all.len()),
             tip: active.tip.hash,
+            fits_every_device: active.job.fits_every_device(),
             is_promised: false,
             since_ms: now.mono_ms,
         };
         let ceiling = channel.map_or(Difficulty::MAX, |channel| ceiling_under(channel.target));
         let published = Published { active, ceiling };
         let outputs = session.and_then(|id| self.sessions.get(&id)?.outputs.clone());
+        let before = self.shown.as_ref().filter(|shown| shown.session == session);
+        let before_ms = before.map(|shown| shown.at_ms);
         self.shown = Some(Shown {
             published: published.clone(),
             source,
@@ -190,9 +225,20 @@ impl Declarator {
             outputs,
             channel,
             at_ms: now.mono_ms,
+            before_ms,
             view,
         });
         out.push(Effect::Publish(published));
+    }
+
+    /// Once with each session: a pool's split makes a job large, and the next one as large.
+    fn say_large(&mut self, session: Option<u64>, job: &Job, out: &mut Vec<Effect>) {
+        let Some(session) = session.and_then(|id| self.sessions.get(&id)) else { return };
+        if !job.fits_every_device() && self.said_large != Some(session.id) {
+            self.said_large = Some(session.id);
+            let (pool, bytes) = (session.pool, job.payload_len());
+            out.push(Effect::Note(Note::LargeJob { pool, bytes }));
+        }
     }
 
     /// Before there is newer work: jobs of tips that are gone, as our node has it, have no more shares to come

@@ -39,6 +39,13 @@ pub enum Note {
         /// Height of the block to be found.
         height: u32,
     },
+    /// A job is larger than devices with small buffers take, for the first time with this session.
+    LargeJob {
+        /// Which pool.
+        pool: usize,
+        /// Of the job, as a message.
+        bytes: usize,
+    },
 }
 
 /// One change of whose work it is.
@@ -105,6 +112,8 @@ pub struct WorkView {
     pub transactions: Option<usize>,
     /// Tip, header byte order.
     pub tip: [u8; 32],
+    /// Whether devices with the smallest buffers take it: a NerdQAxe+ and an older Bitaxe would leave.
+    pub fits_every_device: bool,
     /// Whether the pool has promised it. Solo work needs no promise.
     pub is_promised: bool,
     /// Since when, mono ms.

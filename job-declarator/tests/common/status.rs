@@ -86,6 +86,7 @@ fn view() -> View {
             outputs: vec![(240_000_000, script(1)), (80_000_000, script(2)), (0, vec![0x6a, 0])],
             transactions: Some(3_021),
             tip: core::array::from_fn(|at| at as u8),
+            fits_every_device: true,
             is_promised: true,
             since_ms: NOW_MS - 12_500,
         }),
