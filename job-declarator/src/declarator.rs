@@ -288,8 +288,8 @@ impl Declarator {
     fn on_template(&mut self, now: Now, template: NodeTemplate) {
         let known = self.node.template.as_ref();
         if known.is_none_or(|known| !known.prev_hash.is_same_tip(&template.prev_hash)) {
-            self.node.stale_to.clear();
-            self.node.is_behind = false;
+            self.node.is_not_behind();
+            self.node.on_our_tip.clear();
         }
         self.node.template = Some(template);
         self.node.heard_ms = now.mono_ms;

@@ -388,6 +388,27 @@ fn a_flood_of_prefixes_makes_work_twice_a_second() {
     assert_eq!(job.standard_extranonce(&device).unwrap()[4..8], [99; 4]);
 }
 
+#[test]
+fn a_pool_whose_own_jobs_are_on_our_tip_and_that_calls_it_old_refuses_and_our_node_is_not_behind() {
+    let (mut rig, session) = Rig::at_pool();
+    say_stale(&mut rig, session);
+    assert!(rig.declarator.view(rig.now_ms).node_away.is_some());
+    let theirs = rig.open_theirs(0);
+    rig.give_job(theirs, 1);
+    assert_eq!(rig.declarator.view(rig.now_ms).node_away, None, "it is on our tip itself");
+    assert_eq!(rig.declarator.using(), OWN);
+    rig.notes.clear();
+    rig.wait(STALE_RETRY_MS << (STALE_TRIES_MAX - 1));
+    rig.approve(session);
+    let (channel_id, request_id) = (CHANNEL, rig.asked());
+    let error_code = Str0255::text("stale-chain-tip");
+    rig.say(ends(session).0, SetCustomMiningJobError { channel_id, request_id, error_code });
+    assert!(failed(&rig).contains("refuses your job: stale-chain-tip"), "{}", failed(&rig));
+    assert_eq!(rig.declarator.view(rig.now_ms).node_away, None);
+    assert!(!rig.notes.contains(&Note::NodeBehind));
+    assert_eq!(rig.declarator.using(), Source::Solo, "the owner's templates, for himself");
+}
+
 // ---- what went wrong once ----
 
 #[test]

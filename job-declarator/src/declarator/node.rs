@@ -19,6 +19,8 @@ pub(super) struct NodeSeen {
     pub(super) changed_ms: u64,
     /// Pools to which our tip is an old one.
     pub(super) stale_to: BTreeSet<usize>,
+    /// Pools whose own jobs are on our tip: no tip of ours is an old one to them, whatever they say.
+    pub(super) on_our_tip: BTreeSet<usize>,
     /// All pools say so.
     pub(super) is_behind: bool,
     pub(super) was_up: bool,
@@ -45,6 +47,12 @@ impl NodeSeen {
         }
         let behind = "every pool says that its tip is an old one";
         self.is_behind.then(|| behind.to_owned())
+    }
+
+    /// What pools said of the tip is settled, or it was of another tip.
+    pub(super) fn is_not_behind(&mut self) {
+        self.stale_to.clear();
+        self.is_behind = false;
     }
 
     /// Of its next block, if it was heard of in the last day.

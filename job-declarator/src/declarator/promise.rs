@@ -167,6 +167,10 @@ impl Declarator {
         if tries < STALE_TRIES_MAX {
             return Ok(());
         }
+        // Whose own jobs are on this tip means something else by its word.
+        if self.node.on_our_tip.contains(&pool) {
+            return Err(failure(code));
+        }
         self.node.stale_to.insert(pool);
         let mut declaring = self.options.pools.iter().enumerate();
         let everybody = declaring

@@ -174,8 +174,6 @@ pub(super) struct Session {
     pub(super) channel: Option<Channel>,
     /// What a coinbase for the pool must have, as its newest token says.
     pub(super) outputs: Option<Arc<[u8]>>,
-    /// The tip of the pool's own jobs, where those are mined.
-    pub(super) their_tip: Option<[u8; 32]>,
     /// Was told to `upstream`.
     pub(super) is_ready: bool,
     /// Left; ends then, mono ms.
@@ -237,7 +235,6 @@ impl Session {
             declare,
             channel: None,
             outputs: None,
-            their_tip: None,
             is_ready: false,
             lingers_until_ms: None,
             began_ms: now_ms,

@@ -243,16 +243,16 @@ impl Declarator {
         Ok(())
     }
 
-    /// A pool that comes to our tip was behind, and not our node. One that was on it all the time meant
-    /// something else by its word, and goes on with its own jobs until there is another tip.
+    /// A pool whose own job is on our tip has no reason to call it an old one: if it was behind itself, it has
+    /// followed, and else its next such word is a refusal (`on_not_promised`). Our node is not behind.
     pub(super) fn look_at_their_tip(&mut self, id: u64) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(session) = self.sessions.get(&id).filter(|one| one.kind == Kind::Theirs) else {
+            return;
+        };
         let Some(tip) = session.mining.work().map(|work| work.prev_hash) else { return };
-        let before = session.their_tip.replace(tip);
-        let ours = self.node.template.as_ref().map(|node| node.prev_hash.hash);
-        if before.is_some_and(|before| before != tip) && ours == Some(tip) {
-            self.node.stale_to.clear();
-            self.node.is_behind = false;
+        if self.node.template.as_ref().is_some_and(|node| node.prev_hash.hash == tip) {
+            self.node.on_our_tip.insert(session.pool);
+            self.node.is_not_behind();
         }
     }
 
