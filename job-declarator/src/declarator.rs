@@ -185,6 +185,8 @@ pub struct Declarator {
     leaving: Option<(String, u64)>,
     /// The tip of which a promise was told last.
     promised_tip: Option<[u8; 32]>,
+    /// Blocks whose shares were sent at once: the shares that follow are the same. At most `BLOCKS_SENT_KEPT`.
+    blocks_sent: VecDeque<[u8; 32]>,
     /// The session of which a large job was told last.
     said_large: Option<u64>,
     /// Pools are left alone until then, mono ms, or until the node said a first word: whose jobs to ask them
@@ -215,6 +217,7 @@ impl Declarator {
             switches: VecDeque::new(),
             leaving: None,
             promised_tip: None,
+            blocks_sent: VecDeque::new(),
             said_large: None,
             waits_for_node_until_ms: None,
         }
@@ -237,7 +240,7 @@ impl Declarator {
             Input::LinkStalled(link) => self.fail(now, link.session, Failure::Stalled, out),
             Input::Frame(link, header, payload) => self.on_frame(now, link, header, payload, out),
             Input::Shares(groups) => self.on_shares(now, groups, out),
-            Input::Block(block) => self.on_block(&block, out),
+            Input::Block(block) => self.on_block(now, &block, out),
             Input::Fleet(rate) => self.fleet = if rate.is_finite() { rate } else { 0.0 },
             Input::Time => {}
         }

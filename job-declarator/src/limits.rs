@@ -177,6 +177,8 @@ pub const THEIR_JOBS_EVERY_MS: u64 = 1_000;
 pub const THEIR_TARGET_EASIER_MAX: u64 = 4;
 /// For so long the target of the node's newest template is one to compare with.
 pub const NODE_TARGET_KNOWN_MS: u64 = 24 * 60 * 60 * 1_000;
+/// Blocks whose shares were sent before the house's server had a word on them: a share follows in a moment.
+pub const BLOCKS_SENT_KEPT: usize = 64;
 /// The fleet's rate is told to the pool this often at most.
 pub const FLEET_TOLD_EVERY_MS: u64 = 1_000;
 /// A pool that asks a share of the fleet more than twice as often, or seldom, than it should is told again

@@ -15,9 +15,9 @@ use job_declarator::declarator::{
     End, Input, Mode, Note, Options, PoolState, ShareLoss, of_suffix,
 };
 use job_declarator::limits::{
-    DECLARED_ANSWER_MIN_MS, FLEET_TOLD_EVERY_MS, NODE_TARGET_KNOWN_MS, SHARE_ANSWER_MAX_MS,
-    SHARE_ANSWER_MIN_MS, SHARES_REFUSED_IN_A_ROW_MAX, SHARES_WAITING_MAX, STALE_RETRY_MS,
-    STALE_TRIES_MAX, THEIR_JOBS_EVERY_MS,
+    BLOCKS_SENT_KEPT, DECLARED_ANSWER_MIN_MS, FLEET_TOLD_EVERY_MS, NODE_TARGET_KNOWN_MS,
+    SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS, SHARES_REFUSED_IN_A_ROW_MAX, SHARES_WAITING_MAX,
+    STALE_RETRY_MS, STALE_TRIES_MAX, THEIR_JOBS_EVERY_MS,
 };
 use job_declarator::upstream::{Kind, Source};
 use proto::extranonce::ExtranonceAllocator;
@@ -245,6 +245,70 @@ fn the_fleets_rate_is_told_once_a_second_and_not_for_a_tenth_of_it() {
     rig.tell(Input::Fleet(f64::NAN));
     rig.wait(FLEET_TOLD_EVERY_MS);
     assert_eq!(told(&mut rig), [] as [f32; 0]);
+}
+
+/// Nonces of the shares that went out.
+fn shares(rig: &mut Rig) -> Vec<u32> {
+    rig.sent(|_, message, _| match message {
+        Message::SubmitSharesExtended(share) => {
+            assert_eq!(share.extranonce.as_slice(), [5; 16]);
+            Some(share.nonce)
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn a_block_of_a_pools_own_job_is_sent_to_it_whatever_becomes_of_its_share_and_once() {
+    let (mut rig, session) = at_their_pool();
+    rig.give(session, &PoolJob::new(1));
+    let block = block(&rig);
+    rig.tell(Input::Block(block));
+    assert_eq!(shares(&mut rig), [4], "before its share, which the house's server may refuse");
+    rig.find_as("shed", [0; 32], true);
+    assert_eq!(shares(&mut rig), [0; 0]);
+    rig.find_as("shed", [1; 32], true);
+    assert_eq!(shares(&mut rig).len(), 1, "another block");
+    let view = rig.declarator.view(rig.now_ms);
+    assert_eq!((view.tally.shares, view.tally.blocks, rig.tally(0).sent), (2, 1, 2));
+}
+
+#[test]
+fn a_block_of_a_job_that_is_not_promised_waits_for_the_promise_with_the_shares_and_goes_out_once() {
+    let (mut rig, session) = Rig::at_pool();
+    let found = block(&rig);
+    rig.tell(Input::Block(found));
+    rig.find_as("shed", [0; 32], true);
+    assert_eq!((rig.tally(0).waiting, rig.declarator.view(rig.now_ms).tally.shares), (1, 1));
+    rig.promise(session, 1);
+    assert_eq!(shares(&mut rig), [4]);
+    let found = block(&rig);
+    rig.tell(Input::Block(found));
+    rig.find_as("shed", [0; 32], true);
+    assert_eq!(shares(&mut rig), [4], "promised");
+}
+
+#[test]
+fn no_more_blocks_are_remembered_than_may_and_solo_ones_go_to_nobody() {
+    let (mut rig, session) = at_their_pool();
+    let solo = block(&rig);
+    rig.tell(Input::Block(solo));
+    assert_eq!(shares(&mut rig), [0; 0]);
+    rig.give(session, &PoolJob::new(1));
+    for number in 0..=BLOCKS_SENT_KEPT {
+        let mut found = block(&rig);
+        found.hash[0] = number as u8;
+        rig.tell(Input::Block(found));
+    }
+    shares(&mut rig);
+    let again = |rig: &mut Rig, number: u8| {
+        let mut hash = [0; 32];
+        hash[0] = number;
+        rig.find_as("shed", hash, true);
+        shares(rig).len()
+    };
+    assert_eq!((again(&mut rig, 1), again(&mut rig, BLOCKS_SENT_KEPT as u8)), (0, 0));
+    assert_eq!(again(&mut rig, 0), 1, "forgotten: the pool says that it has it");
 }
 
 // ---- a pool's own jobs, of a pool that means ill ----

@@ -13,7 +13,7 @@ use proto::mining::client::{Found, Work as PoolWork};
 use proto::mining::server::FoundBlock;
 use proto::mining::{CreditGroup, Now};
 use proto::share::Proof;
-use proto::target::Target;
+use proto::target::{Difficulty, Target};
 use proto::template::TemplateId;
 use proto::wire::B032;
 
@@ -21,7 +21,7 @@ use super::session::{Channel, Failure, Promised, Sent};
 use super::tally::ShareLoss;
 use super::work::OwnWork;
 use super::{Declarator, Effect, End, LinkId, Mode, Note};
-use crate::limits::{SHARES_UNANSWERED_MAX, SHARES_WAITING_MAX};
+use crate::limits::{BLOCKS_SENT_KEPT, SHARES_UNANSWERED_MAX, SHARES_WAITING_MAX};
 
 /// A job that devices were given.
 #[derive(Debug)]
@@ -193,8 +193,14 @@ impl Declarator {
         for group in groups {
             for proof in group.proofs {
                 let work = proof.difficulty.target().work();
-                self.tally.shares += 1;
                 self.tally.work = self.tally.work.saturating_add(work);
+                let sent = self.blocks_sent.iter().position(|hash| *hash == proof.hash);
+                // It went out and was counted as the block that it is.
+                if let Some(at) = sent.filter(|_| proof.is_block) {
+                    self.blocks_sent.remove(at);
+                    continue;
+                }
+                self.tally.shares += 1;
                 self.on_share(now, group.template, proof, &group.owner.worker, out);
             }
         }
@@ -324,9 +330,42 @@ impl Declarator {
         }
     }
 
-    /// PushSolution (rule JC9). The node has the block already, and the share follows it to the pool.
-    pub(super) fn on_block(&mut self, block: &FoundBlock, out: &mut Vec<Effect>) {
+    /// A block is said to the pool before anything else: the node has it already, and of a pool's own job the
+    /// pool alone has the transactions. The house's server may yet refuse its share, as stale or for its time.
+    pub(super) fn on_block(&mut self, now: Now, block: &FoundBlock, out: &mut Vec<Effect>) {
         self.tally.blocks += 1;
+        self.push_solution(block, out);
+        let of = block.job.template().id;
+        let work = self.works.iter().rev().find(|work| work.id == of);
+        let is_for_pool = work.is_some_and(|work| match work.state {
+            State::Own { .. } | State::Promised(_) => work.session.is_some(),
+            State::Solo | State::GivenUp => false,
+        });
+        if !is_for_pool {
+            return;
+        }
+        if self.blocks_sent.len() >= BLOCKS_SENT_KEPT {
+            self.blocks_sent.pop_front();
+        }
+        self.blocks_sent.push_back(block.hash);
+        let mut rolled = [0; HOUSE_EXTRANONCE_LEN];
+        rolled.copy_from_slice(house_extranonce(block));
+        let proof = Proof {
+            hash: block.hash,
+            nonce: block.header.nonce,
+            ntime: block.header.ntime,
+            version: block.header.version,
+            rolled,
+            // What it counts as in the house is said with its share.
+            difficulty: Difficulty::MIN,
+            is_block: true,
+        };
+        self.tally.shares += 1;
+        self.on_share(now, of, proof, &block.owner.worker, out);
+    }
+
+    /// PushSolution (rule JC9).
+    fn push_solution(&mut self, block: &FoundBlock, out: &mut Vec<Effect>) {
         let of = block.job.template().id;
         let Some(work) = self.works.iter().rev().find(|work| work.id == of) else { return };
         let Some(id) = work.session.filter(|_| self.options.mode == Mode::FullTemplate) else {
@@ -334,8 +373,8 @@ impl Declarator {
         };
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some(client) = &mut session.declare else { return };
-        let house = &block.extranonce[block.extranonce.len() - HOUSE_EXTRANONCE_LEN..];
-        let full = [work.prefix.as_slice(), &vec![0; work.padding], house].concat();
+        let full =
+            [work.prefix.as_slice(), &vec![0; work.padding], house_extranonce(block)].concat();
         let Ok(extranonce) = B032::new(&full) else { return };
         let header = block.header;
         let solution = Solution {
@@ -352,6 +391,11 @@ impl Declarator {
             out.push(Effect::Send(LinkId { session: id, end: End::Declare }, frames));
         }
     }
+}
+
+/// What a house rolls of a block's extranonce.
+fn house_extranonce(block: &FoundBlock) -> &[u8] {
+    &block.extranonce[block.extranonce.len() - HOUSE_EXTRANONCE_LEN..]
 }
 
 /// One share for a pool.
