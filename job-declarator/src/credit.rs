@@ -20,7 +20,7 @@ use crate::clock::unix_s;
 use crate::declarator::PoolTally;
 use crate::limits::{
     CREDIT_ANSWER_DEADLINE, CREDIT_ANSWER_LEN_MAX, CREDIT_ASK_EVERY, CREDIT_DIGITS_MAX,
-    CREDIT_IN_FLIGHT_SHARES, CREDIT_LESS_PERCENT_MAX, POOLS_MAX,
+    CREDIT_IN_FLIGHT_SHARES, CREDIT_LESS_PERCENT_MAX, CREDIT_WENT_DOWN_MAX, POOLS_MAX,
 };
 
 /// The owner's count at one moment: what one pool has acknowledged since we started.
@@ -59,6 +59,9 @@ pub enum Unknown {
     /// The pool has been asked once at most, or started to count anew.
     #[error("counting has just begun")]
     JustBegun,
+    /// The pool shows less than it did, so often by now; counting begins anew.
+    #[error("the pool's number went down ({0} times since the start)")]
+    WentDown(u32),
     /// Any difference could be on its way.
     #[error("too few shares to tell")]
     TooFewShares,
@@ -121,6 +124,8 @@ pub struct Comparer {
     baseline: Option<Baseline>,
     /// The readings before this one.
     last: (Own, U256),
+    /// How often the pool's number went down.
+    went_down: u32,
     said: Comparison,
 }
 
@@ -137,7 +142,7 @@ impl Comparer {
             pool_work: U256::ZERO,
             verdict: Verdict::Unknown(Unknown::JustBegun),
         };
-        Self { baseline: None, last: (Own::default(), U256::ZERO), said }
+        Self { baseline: None, last: (Own::default(), U256::ZERO), went_down: 0, said }
     }
 
     /// What was said last.
@@ -158,7 +163,11 @@ impl Comparer {
         };
         let (last, last_shown) = std::mem::replace(&mut self.last, (before, shown));
         self.said.heard_at = now;
-        let goes_on = shown >= last_shown && before.work >= last.work;
+        let went_down = self.baseline.is_some() && shown < last_shown;
+        self.went_down = self.went_down.saturating_add(u32::from(went_down));
+        // A number that goes down again and again would never be compared with anything.
+        let begins_anew = went_down && self.went_down <= CREDIT_WENT_DOWN_MAX;
+        let goes_on = !begins_anew && before.work >= last.work;
         let baseline = self.baseline.filter(|_| goes_on);
         let Some(Baseline { own, pool }) = baseline else {
             // The later count: what was acknowledged meanwhile may be in the pool's number already.
@@ -166,7 +175,10 @@ impl Comparer {
             self.last.0 = after;
             self.said.since = now;
             (self.said.own_shares, self.said.own_work, self.said.pool_work) = Default::default();
-            self.said.verdict = Verdict::Unknown(Unknown::JustBegun);
+            self.said.verdict = Verdict::Unknown(match went_down {
+                true => Unknown::WentDown(self.went_down),
+                false => Unknown::JustBegun,
+            });
             return;
         };
         let since = |from: Own| Own {
@@ -176,7 +188,7 @@ impl Comparer {
         let (counted, lately) = (since(own), since(last));
         self.said.own_shares = counted.shares;
         self.said.own_work = counted.work;
-        self.said.pool_work = shown - pool;
+        self.said.pool_work = shown.saturating_sub(pool);
         // Shares on their way are of today's size, which may be more than that of the first.
         let each = share_work(counted).max(share_work(lately));
         self.said.verdict = compare(counted, self.said.pool_work, each);
@@ -403,7 +415,11 @@ pub async fn watch(
 /// Hands a reading on; a pool that begins to show less is said in the log once.
 fn hear(comparer: &mut Comparer, before: Own, shown: Result<U256, Fault>, after: Own) {
     let was_less = matches!(comparer.said().verdict, Verdict::PoolShowsLess { .. });
+    let went_down = comparer.went_down;
     comparer.heard(unix_s(), before, shown, after);
+    if comparer.went_down > went_down {
+        warn!(pool = %comparer.said().pool, times = comparer.went_down, "the pool shows less work than a minute ago");
+    }
     if let Comparison { pool, verdict: Verdict::PoolShowsLess { percent }, .. } = comparer.said()
         && !was_less
     {
@@ -475,13 +491,29 @@ mod tests {
         assert!(matches!(comparer.said().verdict, Verdict::PoolShowsLess { .. }));
         comparer.heard(180, own(200), shown(499_999), own(200));
         let said = comparer.said();
-        assert_eq!(said.verdict, Verdict::Unknown(Unknown::JustBegun));
+        assert_eq!(said.verdict, Verdict::Unknown(Unknown::WentDown(1)));
         assert_eq!((said.since, said.own_shares, said.own_work), (180, 0, U256::ZERO));
         comparer.heard(240, own(300), shown(599_999), own(300));
         assert_eq!(comparer.said().verdict, Verdict::Same);
         // The owner's own count began anew.
         comparer.heard(300, own(0), shown(699_999), own(0));
         assert_eq!(comparer.said().since, 300);
+    }
+
+    #[test]
+    fn a_number_that_goes_down_again_and_again_is_compared_all_the_same() {
+        let mut comparer = Comparer::new("Home".into(), 0);
+        let verdicts: Vec<Verdict> = (0..5)
+            .map(|minute| {
+                comparer.heard(60, own(20 * minute), shown(500_000 - minute), own(20 * minute));
+                comparer.said().verdict.clone()
+            })
+            .collect();
+        let down = |times| Verdict::Unknown(Unknown::WentDown(times));
+        assert_eq!(verdicts[..3], [Verdict::Unknown(Unknown::JustBegun), down(1), down(2)]);
+        for verdict in &verdicts[3..] {
+            assert_eq!(*verdict, Verdict::PoolShowsLess { percent: 100.0 });
+        }
     }
 
     #[test]

@@ -367,6 +367,8 @@ pub const CREDIT_ANSWER_LEN_MAX: usize = 1024 * 1024;
 pub const CREDIT_IN_FLIGHT_SHARES: u64 = 8;
 /// Parts in a hundred that a pool may show less, beside those in flight, before it is said.
 pub const CREDIT_LESS_PERCENT_MAX: u64 = 2;
+/// Times that a pool's number may go down and be counted from anew: an operator repairs a database once.
+pub const CREDIT_WENT_DOWN_MAX: u32 = 2;
 /// 2^256 has 78 digits; a longer number is none.
 pub const CREDIT_DIGITS_MAX: usize = 78;
 
