@@ -159,6 +159,12 @@ pub const SHARES_WAITING_MAX: usize = 4_096;
 pub const SHARES_REFUSED_IN_A_ROW_MAX: u32 = 5;
 /// The same for stale ones, of which a fast fleet has some with each tip.
 pub const SHARES_STALE_IN_A_ROW_MAX: u32 = 50;
+/// A share's time may be ahead of ours by so much: devices may roll twice of it, and a pool with a stricter
+/// clock would refuse each, five of which end a session.
+pub const SHARE_NTIME_AHEAD_MAX_S: u32 = 300;
+/// Frames for one link go together up to so many bytes, so that what waited for one promise is a handful of
+/// messages in `LINK_QUEUE_MAX` and not thousands.
+pub const SEND_JOINED_MAX: usize = 64 * 1024;
 /// A session that was left still hears of its last shares for so long.
 pub const SESSION_LINGER_MS: u64 = 5_000;
 /// Sessions that linger at once; beyond, the oldest ends.

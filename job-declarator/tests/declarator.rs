@@ -16,8 +16,9 @@ use job_declarator::declarator::{
 };
 use job_declarator::limits::{
     BLOCKS_SENT_KEPT, DECLARED_ANSWER_MIN_MS, FLEET_TOLD_EVERY_MS, NODE_TARGET_KNOWN_MS,
-    SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS, SHARES_REFUSED_IN_A_ROW_MAX, SHARES_WAITING_MAX,
-    STALE_RETRY_MS, STALE_TRIES_MAX, THEIR_JOBS_EVERY_MS,
+    SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS, SHARE_NTIME_AHEAD_MAX_S,
+    SHARES_REFUSED_IN_A_ROW_MAX, SHARES_UNANSWERED_MAX, SHARES_WAITING_MAX, STALE_RETRY_MS,
+    STALE_TRIES_MAX, THEIR_JOBS_EVERY_MS,
 };
 use job_declarator::upstream::{Kind, Source};
 use proto::extranonce::ExtranonceAllocator;
@@ -759,4 +760,43 @@ fn a_declaration_that_is_refused_sends_the_devices_elsewhere_at_once() {
     assert_eq!(rig.declarator.using(), Source::Solo);
     assert_eq!(scripts(&rig), [vec![0x52]]);
     assert_eq!(rig.tally(0).lost[&ShareLoss::PoolGone], 1);
+}
+
+#[test]
+fn a_device_that_floods_takes_no_waiting_place_from_shares_that_the_pool_takes() {
+    let (mut rig, session) = Rig::at_pool();
+    rig.approve(session);
+    let request_id = rig.asked();
+    for _ in 0..=SHARES_WAITING_MAX {
+        rig.find_as("flood", [0xff; 32], false);
+    }
+    rig.find();
+    let tally = rig.tally(0);
+    assert_eq!((tally.waiting, tally.below), (1, SHARES_WAITING_MAX as u64 + 1));
+    for _ in 1..SHARES_WAITING_MAX {
+        rig.find();
+    }
+    rig.find_as("shed", [0xff; 32], true);
+    assert_eq!(rig.tally(0).waiting, SHARES_WAITING_MAX as u64 + 1, "a block finds its place");
+    rig.sends = 0;
+    let success = SetCustomMiningJobSuccess { channel_id: CHANNEL, request_id, job_id: 4 };
+    rig.say(ends(session).0, success);
+    assert!(rig.sends <= 16, "{} messages would be our own burst", rig.sends);
+    let tally = rig.tally(0);
+    assert_eq!((tally.waiting, tally.sent), (0, SHARES_UNANSWERED_MAX as u64 + 1), "the block too");
+    rig.find();
+    assert_eq!(rig.tally(0).lost[&ShareLoss::TooMany], 1);
+}
+
+#[test]
+fn a_share_whose_time_is_too_far_ahead_is_our_loss_and_no_reason_to_be_refused() {
+    let (mut rig, _) = Rig::promised();
+    rig.ntime = 1_800_000_000 + SHARE_NTIME_AHEAD_MAX_S;
+    rig.find();
+    assert_eq!(rig.tally(0).sent, 1);
+    rig.ntime += 1;
+    rig.find();
+    rig.find_as("shed", [0; 32], true);
+    let tally = rig.tally(0);
+    assert_eq!((tally.sent, tally.lost[&ShareLoss::Ahead]), (2, 1), "a block goes all the same");
 }

@@ -21,7 +21,10 @@ use super::session::{Channel, Failure, Promised, Sent};
 use super::tally::ShareLoss;
 use super::work::OwnWork;
 use super::{Declarator, Effect, End, LinkId, Mode, Note};
-use crate::limits::{BLOCKS_SENT_KEPT, SHARES_UNANSWERED_MAX, SHARES_WAITING_MAX};
+use crate::limits::{
+    BLOCKS_SENT_KEPT, SEND_JOINED_MAX, SHARE_NTIME_AHEAD_MAX_S, SHARES_UNANSWERED_MAX,
+    SHARES_WAITING_MAX,
+};
 
 /// A job that devices were given.
 #[derive(Debug)]
@@ -218,7 +221,15 @@ impl Declarator {
             self.tally.forgotten += 1;
             return;
         };
-        let pool = work.session.and_then(|id| self.sessions.get(&id)).map(|one| one.pool);
+        let session = work.session.and_then(|id| self.sessions.get(&id));
+        let pool = session.map(|one| one.pool);
+        let is_ahead = proof.ntime > now.unix_s.saturating_add(SHARE_NTIME_AHEAD_MAX_S);
+        if let (true, false, Some(pool)) = (is_ahead, proof.is_block, pool) {
+            self.pools[pool].0.lose(ShareLoss::Ahead, 1);
+            return;
+        }
+        let channel_target = session.and_then(|one| one.channel).map(|channel| channel.target);
+        let misses = |target: Target| !target.is_met_by(&proof.hash) && !proof.is_block;
         match (&work.state, pool) {
             (State::Solo, _) => {
                 self.tally.solo_shares += 1;
@@ -230,7 +241,13 @@ impl Declarator {
             (State::GivenUp, Some(pool)) => {
                 self.pools[pool].0.lose_at_once(ShareLoss::NeverPromised);
             }
-            (State::Own { .. }, Some(pool)) if work.waiting.len() >= SHARES_WAITING_MAX => {
+            // Places are for shares that the pool takes: any device may fill them with others.
+            (State::Own { .. }, Some(pool)) if channel_target.is_some_and(misses) => {
+                self.pools[pool].0.below += 1;
+            }
+            (State::Own { .. }, Some(pool))
+                if work.waiting.len() >= SHARES_WAITING_MAX && !proof.is_block =>
+            {
                 self.pools[pool].0.lose(ShareLoss::TooMany, 1);
             }
             (State::Own { .. }, Some(pool)) => {
@@ -303,7 +320,7 @@ impl Declarator {
             self.pools[pool].0.below += 1;
             return;
         }
-        if session.unanswered.len() >= SHARES_UNANSWERED_MAX {
+        if session.unanswered.len() >= SHARES_UNANSWERED_MAX && !proof.is_block {
             self.pools[pool].0.lose(ShareLoss::TooMany, 1);
             return;
         }
@@ -319,7 +336,7 @@ impl Declarator {
                     is_below,
                 });
                 self.pools[pool].0.sent += 1;
-                out.push(Effect::Send(LinkId { session: id, end: End::Mining }, frames));
+                send_joined(LinkId { session: id, end: End::Mining }, frames, out);
             }
             // The pool granted another size than it has now, or has closed the channel.
             Err(error) => {
@@ -396,6 +413,18 @@ impl Declarator {
 /// What a house rolls of a block's extranonce.
 fn house_extranonce(block: &FoundBlock) -> &[u8] {
     &block.extranonce[block.extranonce.len() - HOUSE_EXTRANONCE_LEN..]
+}
+
+/// Behind what goes to the same link already, as long as that is not too long.
+fn send_joined(link: LinkId, mut frames: Vec<u8>, out: &mut Vec<Effect>) {
+    if let Some(Effect::Send(last, before)) = out.last_mut()
+        && *last == link
+        && before.len() + frames.len() <= SEND_JOINED_MAX
+    {
+        before.append(&mut frames);
+    } else {
+        out.push(Effect::Send(link, frames));
+    }
 }
 
 /// One share for a pool.

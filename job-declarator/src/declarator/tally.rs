@@ -28,12 +28,20 @@ pub enum ShareLoss {
     Unanswered,
     /// Too many waited.
     TooMany,
+    /// Its time is further ahead than pools take.
+    Ahead,
 }
 
 impl ShareLoss {
     /// Every reason, for tables.
-    pub const ALL: [Self; 5] =
-        [Self::NeverPromised, Self::PoolGone, Self::PoolLeft, Self::Unanswered, Self::TooMany];
+    pub const ALL: [Self; 6] = [
+        Self::NeverPromised,
+        Self::PoolGone,
+        Self::PoolLeft,
+        Self::Unanswered,
+        Self::TooMany,
+        Self::Ahead,
+    ];
 
     /// For people.
     #[must_use]
@@ -44,6 +52,7 @@ impl ShareLoss {
             Self::PoolLeft => "the pool was left for a better one",
             Self::Unanswered => "the pool was lost before it answered",
             Self::TooMany => "too many waited for a promise",
+            Self::Ahead => "the device's clock is too far ahead",
         }
     }
 }
@@ -114,7 +123,7 @@ impl PoolTally {
             return;
         }
         *self.lost.entry(loss).or_default() += shares;
-        if !matches!(loss, ShareLoss::Unanswered | ShareLoss::TooMany) {
+        if !matches!(loss, ShareLoss::Unanswered | ShareLoss::TooMany | ShareLoss::Ahead) {
             self.waiting = self.waiting.saturating_sub(shares);
         }
     }

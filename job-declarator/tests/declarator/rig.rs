@@ -42,6 +42,11 @@ pub struct Rig {
     nonce: u32,
     /// Bytes that a pool lets us roll.
     pub size: u16,
+    /// Of the shares that are found.
+    pub difficulty: Difficulty,
+    pub ntime: u32,
+    /// How often something was handed to a link.
+    pub sends: usize,
 }
 
 pub fn options(pools: usize) -> Options {
@@ -105,6 +110,9 @@ impl Rig {
             wanted: Vec::new(),
             nonce: 0,
             size: 16,
+            difficulty: Difficulty::MIN,
+            ntime: 1,
+            sends: 0,
         };
         rig.tell(Input::Template(template(1, 1)));
         rig
@@ -132,6 +140,7 @@ impl Rig {
             match effect {
                 Effect::Dial { link, pool, .. } => self.dialled.push((link, pool)),
                 Effect::Send(link, frames) => {
+                    self.sends += 1;
                     let mut frames = &frames[..];
                     while let Some((head, rest)) = frames.split_first_chunk::<FRAME_HEADER_LEN>() {
                         let header = FrameHeader::decode(*head);
@@ -337,10 +346,10 @@ impl Rig {
         let proof = Proof {
             hash,
             nonce: self.nonce,
-            ntime: 1,
+            ntime: self.ntime,
             version: 0x2000_0000,
             rolled: [5; 16],
-            difficulty: Difficulty::MIN,
+            difficulty: self.difficulty,
             is_block,
         };
         let group = CreditGroup {
