@@ -5,6 +5,7 @@
 //! out in order. Must never let a share go without counting what became of it, nor leave the devices without
 //! work while there is a node or a pool.
 
+mod evidence;
 mod give;
 mod node;
 mod outputs;

@@ -128,10 +128,16 @@ pub const POOL_RETRY_FIRST_MS: u64 = 1_000;
 /// house is back within a minute of its pool's health.
 pub const POOL_RETRY_LAST_MS: u64 = 30_000;
 /// Pause after a pool said no (to a job, a share, a channel): it will again, and each try costs some work.
+/// Doubled with each until the pool was sound, so that a house is back within 90 s only at one that was.
 pub const POOL_RETRY_REFUSED_MS: u64 = 45_000;
+/// The longest of those pauses: a pool that wants work and credits none has a sixth of the time at most.
+pub const POOL_RETRY_REFUSED_LAST_MS: u64 = 600_000;
+/// Used for so long in all without crediting anything, a pool that fails waits like one that says no: as long
+/// as a single share may wait for its first answer.
+pub const POOL_UNCREDITED_MAX_MS: u64 = SHARE_ANSWER_MAX_MS;
 /// A preferred pool that is back must have been good for so long before another is left for it.
 pub const POOL_RETURN_AFTER_MS: u64 = 10_000;
-/// In use for so long without a failure, a pool is sound: what was before does not count against it.
+/// In use for so long without a failure, and crediting shares, a pool is sound: what was before does not count against it.
 pub const POOL_SOUND_AFTER_MS: u64 = 60_000;
 /// A pool that is dialled has so long before the one behind it is dialled, too.
 pub const POOL_STAGGER_MS: u64 = 3_000;
@@ -150,6 +156,14 @@ pub const SHARE_ANSWER_MIN_MS: u64 = 5_000;
 /// ... and at most this, for SRI's pool answers ten shares at once. Also what a pool may take at first, when
 /// nothing is known of it.
 pub const SHARE_ANSWER_MAX_MS: u64 = 120_000;
+/// The most shares at once that a pool is taken to answer: SRI's takes ten. One that answers thousands once
+/// would have nothing due for hours after it.
+pub const SHARE_BATCH_MAX: usize = 64;
+/// More shares than this without an answer, and the oldest of them is overdue by its age alone: fewer may be a
+/// batch of SRI's that is not full because the devices went to sleep.
+pub const SHARE_BATCH_USUAL: usize = 10;
+/// How old the oldest may become at most where answers always took their time: a full batch of a dozen a minute.
+pub const SHARE_AGE_MAX_MS: u64 = 600_000;
 /// Shares that were sent and have no answer: a pool that batches by thousands is none.
 pub const SHARES_UNANSWERED_MAX: usize = 4_096;
 /// Shares that wait for a job's promise: minutes of a fleet's at a pool's usual dozen a minute. Beyond, the
@@ -159,12 +173,37 @@ pub const SHARES_WAITING_MAX: usize = 4_096;
 pub const SHARES_REFUSED_IN_A_ROW_MAX: u32 = 5;
 /// The same for stale ones, of which a fast fleet has some with each tip.
 pub const SHARES_STALE_IN_A_ROW_MAX: u32 = 50;
+/// A pool may call shares stale for so long while our own node has its tip: a small node takes its time to
+/// connect a block, and its pool's did not.
+pub const STALE_BEFORE_TIP_MS: u64 = 30_000;
+/// And for so long after our node has another: what was on its way.
+pub const STALE_AFTER_TIP_MS: u64 = 10_000;
 /// A share's time may be ahead of ours by so much: devices may roll twice of it, and a pool with a stricter
 /// clock would refuse each, five of which end a session.
 pub const SHARE_NTIME_AHEAD_MAX_S: u32 = 300;
 /// Frames for one link go together up to so many bytes, so that what waited for one promise is a handful of
 /// messages in `LINK_QUEUE_MAX` and not thousands.
 pub const SEND_JOINED_MAX: usize = 64 * 1024;
+/// Shares, of the size that the pool takes, that it may leave without credit, beside half of all: a pool is
+/// honest whose count is a Poisson number, and that of f expected is below f/2 - 20 with a probability under
+/// exp(-31) for every f (Chernoff: f (1 - x + x ln x) with x = 1/2 - 20/f is least at f = 70, 31.9).
+/// Looked at every five seconds, that is once in a hundred million years.
+pub const CREDIT_MISSING_SHARES_MAX: f64 = 20.0;
+/// Shares of that size that are judged; beyond, both counts are halved. A pool that was honest for a year and
+/// is no more is left within two hundred shares.
+pub const CREDIT_SHARES_JUDGED: f64 = 128.0;
+/// What was found is judged after so long: no promise and no answer may take longer.
+pub const CREDIT_SETTLES_AFTER_MS: u64 = SHARE_ANSWER_MAX_MS;
+/// Counted in steps of so long.
+pub const CREDIT_STEP_MS: u64 = 5_000;
+/// What was found so shortly before another tip came is not held against the pool: it may have waited for a
+/// promise, or have been stale to a pool that heard of the tip first. A tenth of the time between blocks.
+pub const CREDIT_EXCUSED_MS: u64 = 60_000;
+/// Seconds of the fleet's hashes that a share may take: a fiftieth of the usual pace. With fewer shares nobody
+/// can tell for hours whether the pool credits any.
+pub const HARD_SHARE_MAX_S: f64 = 600.0;
+/// A pool that was told the fleet's rate may ask for more for so long: ours listens in ten seconds.
+pub const HARD_MAX_MS: u64 = 120_000;
 /// A session that was left still hears of its last shares for so long.
 pub const SESSION_LINGER_MS: u64 = 5_000;
 /// Sessions that linger at once; beyond, the oldest ends.
@@ -272,6 +311,12 @@ const _: () =
     assert!((POOL_RETRY_REFUSED_MS * 5 / 4) + POOL_RETURN_AFTER_MS + SESSION_SETUP_MAX_MS < 90_000);
 const _: () = assert!(POOL_RETRY_LAST_MS <= POOL_RETRY_REFUSED_MS);
 const _: () = assert!(SHARE_ANSWER_MIN_MS < SHARE_ANSWER_MAX_MS);
+const _: () = assert!(SHARE_ANSWER_MAX_MS < SHARE_AGE_MAX_MS);
+const _: () = assert!(SHARE_BATCH_USUAL < SHARE_BATCH_MAX);
+const _: () = assert!((SHARE_BATCH_MAX as f64) < CREDIT_SHARES_JUDGED);
+const _: () =
+    assert!(CREDIT_SETTLES_AFTER_MS >= proto::limits::CLIENT_ANSWER_MAX_MS + CUSTOM_ANSWER_MAX_MS);
+const _: () = assert!(POOL_RETRY_REFUSED_MS < POOL_RETRY_REFUSED_LAST_MS);
 const _: () = assert!(EMBEDDED_TRANSACTIONS_MAX as u64 * 381 < BLOCK_WEIGHT_MAX * 4 / 5);
 // A job as devices are sent it, whatever a pool wants to be paid: firmware that takes more than the smallest does
 // takes 8 KiB, and some of it is left for what is sent along. Around outputs and path stand 200 bytes at most.

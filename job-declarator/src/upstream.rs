@@ -5,8 +5,8 @@
 //! what is said in them. Must never be without an answer: without a pool it is solo.
 
 use crate::limits::{
-    POOL_RETRY_FIRST_MS, POOL_RETRY_LAST_MS, POOL_RETRY_REFUSED_MS, POOL_RETURN_AFTER_MS,
-    POOL_SOUND_AFTER_MS, POOL_STAGGER_MS,
+    POOL_RETRY_FIRST_MS, POOL_RETRY_LAST_MS, POOL_RETRY_REFUSED_LAST_MS, POOL_RETRY_REFUSED_MS,
+    POOL_RETURN_AFTER_MS, POOL_SOUND_AFTER_MS, POOL_STAGGER_MS, POOL_UNCREDITED_MAX_MS,
 };
 
 /// What a session with a pool is for.
@@ -16,6 +16,17 @@ pub enum Kind {
     Own,
     /// The pool's jobs are: the pool takes no others, or the own node is away.
     Theirs,
+}
+
+/// What a session that has ended was good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credited {
+    /// Shares were acknowledged as they should.
+    Yes,
+    /// They were found and not acknowledged.
+    No,
+    /// There was nothing to acknowledge.
+    NothingFound,
 }
 
 /// Whose work the devices do.
@@ -61,6 +72,10 @@ struct Pool {
     theirs: Slot,
     /// Failures since it was last sound.
     failures: u32,
+    /// Those of them, for its sessions of either kind, that say that it will fail again.
+    refusals: [u32; 2],
+    /// For how long since then it was in use and credited nothing.
+    uncredited_ms: u64,
 }
 
 impl Pool {
@@ -96,7 +111,14 @@ impl Upstream {
     #[must_use]
     pub fn new(declares: impl IntoIterator<Item = bool>, seed: u64) -> Self {
         let fresh = Slot::Idle { from_ms: 0 };
-        let pool = |declares| Pool { declares, own: fresh, theirs: fresh, failures: 0 };
+        let pool = |declares| Pool {
+            declares,
+            own: fresh,
+            theirs: fresh,
+            failures: 0,
+            refusals: [0; 2],
+            uncredited_ms: 0,
+        };
         Self {
             pools: declares.into_iter().map(pool).collect(),
             node_is_up: false,
@@ -133,18 +155,35 @@ impl Upstream {
         }
     }
 
-    /// A session has ended by itself. A pool that `refuses` will do so again and has a longer pause; nobody
-    /// is left alone for longer than that.
-    pub fn has_failed(&mut self, pool: usize, kind: Kind, refuses: bool, now_ms: u64) {
+    /// A session has ended by itself. A pool that `refuses`, or that has used the devices for a while and
+    /// credited nothing, will do so again and has a longer pause, longer with each until it was sound.
+    pub fn has_failed(
+        &mut self,
+        pool: usize,
+        kind: Kind,
+        refuses: bool,
+        credited: Credited,
+        now_ms: u64,
+    ) {
         let spread = self.spread();
-        let was_sound = self.using == (Source::Pool { pool, kind })
-            && now_ms.saturating_sub(self.using_since_ms) >= POOL_SOUND_AFTER_MS;
+        let is_used = self.using == (Source::Pool { pool, kind });
+        let used_ms = if is_used { now_ms.saturating_sub(self.using_since_ms) } else { 0 };
         let Some(pool) = self.pools.get_mut(pool) else { return };
-        if was_sound {
-            pool.failures = 0;
+        match credited {
+            Credited::Yes if used_ms >= POOL_SOUND_AFTER_MS => {
+                (pool.failures, pool.refusals, pool.uncredited_ms) = (0, [0; 2], 0);
+            }
+            Credited::No => pool.uncredited_ms = pool.uncredited_ms.saturating_add(used_ms),
+            Credited::Yes | Credited::NothingFound => {}
         }
-        let doubled = POOL_RETRY_FIRST_MS << pool.failures.min(16);
-        let pause = if refuses { POOL_RETRY_REFUSED_MS } else { doubled.min(POOL_RETRY_LAST_MS) };
+        let refuses = refuses || pool.uncredited_ms >= POOL_UNCREDITED_MAX_MS;
+        let refusals = &mut pool.refusals[kind as usize];
+        let pause = if refuses {
+            *refusals = refusals.saturating_add(1);
+            (POOL_RETRY_REFUSED_MS << (*refusals - 1).min(16)).min(POOL_RETRY_REFUSED_LAST_MS)
+        } else {
+            (POOL_RETRY_FIRST_MS << pool.failures.min(16)).min(POOL_RETRY_LAST_MS)
+        };
         pool.failures = pool.failures.saturating_add(1);
         // Three quarters to five quarters of it.
         let pause = pause * (768 + spread % 512) / 1_024;
@@ -152,11 +191,11 @@ impl Upstream {
     }
 
     /// The pool asked to be dialled anew: at once. Where that is all that it ever says, as any that fails.
-    pub fn is_asked_back(&mut self, pool: usize, kind: Kind, now_ms: u64) {
+    pub fn is_asked_back(&mut self, pool: usize, kind: Kind, credited: Credited, now_ms: u64) {
         let failures = |one: &Self| one.pools.get(pool).map_or(0, |pool| pool.failures);
-        let before = failures(self);
-        self.has_failed(pool, kind, false, now_ms);
-        let is_first = before == 0 || failures(self) == 1;
+        self.has_failed(pool, kind, false, credited, now_ms);
+        let is_first =
+            failures(self) == 1 && self.pools.get(pool).is_some_and(|pool| pool.refusals == [0; 2]);
         if let Some(pool) = self.pools.get_mut(pool).filter(|_| is_first) {
             *pool.slot_mut(kind) = Slot::Idle { from_ms: now_ms };
         }

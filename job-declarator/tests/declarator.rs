@@ -15,10 +15,11 @@ use job_declarator::declarator::{
     End, Input, Mode, Note, Options, PoolState, ShareLoss, of_suffix,
 };
 use job_declarator::limits::{
-    BLOCKS_SENT_KEPT, DECLARED_ANSWER_MIN_MS, FLEET_TOLD_EVERY_MS, NODE_TARGET_KNOWN_MS,
-    SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS, SHARE_NTIME_AHEAD_MAX_S,
-    SHARES_REFUSED_IN_A_ROW_MAX, SHARES_UNANSWERED_MAX, SHARES_WAITING_MAX, STALE_RETRY_MS,
-    STALE_TRIES_MAX, THEIR_JOBS_EVERY_MS,
+    BLOCKS_SENT_KEPT, DECLARED_ANSWER_MIN_MS, FLEET_TOLD_EVERY_MS, HARD_MAX_MS,
+    NODE_TARGET_KNOWN_MS, SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS, SHARE_BATCH_MAX,
+    SHARE_BATCH_USUAL, SHARE_NTIME_AHEAD_MAX_S, SHARES_REFUSED_IN_A_ROW_MAX,
+    SHARES_UNANSWERED_MAX, SHARES_WAITING_MAX, STALE_AFTER_TIP_MS, STALE_BEFORE_TIP_MS,
+    STALE_RETRY_MS, STALE_TRIES_MAX, THEIR_JOBS_EVERY_MS,
 };
 use job_declarator::upstream::{Kind, Source};
 use proto::extranonce::ExtranonceAllocator;
@@ -32,7 +33,7 @@ use proto::mining::{Owner, Worth};
 use proto::target::Difficulty;
 use proto::wire::{B032, B064K, Str0255};
 
-use rig::{CHANNEL, NOW_S, PREFIX, PoolJob, Rig, ends, options, outputs, template};
+use rig::{CHANNEL, DIFFICULTY, NOW_S, PREFIX, PoolJob, Rig, ends, options, outputs, template};
 
 const OWN: Source = Source::Pool { pool: 0, kind: Kind::Own };
 
@@ -695,8 +696,8 @@ fn a_share_is_credited_as_often_as_the_pool_says_and_answered_once() {
     rig.refuse(session, 2, "duplicate-share");
     rig.refuse(session, 5, "stale-share");
     let tally = rig.tally(0);
-    assert_eq!((tally.acknowledged, tally.refused_in_all()), (3, 1));
-    assert_eq!(tally.lost[&ShareLoss::Unanswered], 1);
+    assert_eq!((tally.acknowledged, tally.refused_in_all()), (3, 2));
+    assert_eq!(tally.refused["passed over"], 1);
 }
 
 #[test]
@@ -760,6 +761,127 @@ fn a_declaration_that_is_refused_sends_the_devices_elsewhere_at_once() {
     assert_eq!(rig.declarator.using(), Source::Solo);
     assert_eq!(scripts(&rig), [vec![0x52]]);
     assert_eq!(rig.tally(0).lost[&ShareLoss::PoolGone], 1);
+}
+
+// ---- a pool that wants work and credits none ----
+
+fn why(rig: &Rig) -> String {
+    assert_eq!(rig.declarator.using(), Source::Solo, "it is left");
+    rig.declarator.view(rig.now_ms).pools[0].last_failure.clone().unwrap().1
+}
+
+#[test]
+fn an_acknowledgement_of_nothing_is_a_refusal_by_another_word() {
+    let (mut rig, session) = Rig::promised();
+    for _ in 0..SHARES_REFUSED_IN_A_ROW_MAX - 1 {
+        rig.find();
+    }
+    rig.acknowledge(session, SHARES_REFUSED_IN_A_ROW_MAX - 1, 0);
+    assert_eq!(rig.declarator.using(), OWN);
+    rig.find();
+    rig.acknowledge(session, SHARES_REFUSED_IN_A_ROW_MAX, 0);
+    assert!(why(&rig).contains("passed over"), "{}", why(&rig));
+    let tally = rig.tally(0);
+    assert_eq!(tally.refused["passed over"], u64::from(SHARES_REFUSED_IN_A_ROW_MAX));
+    assert_eq!(tally.lost_in_all(), 0, "no pool was lost");
+}
+
+#[test]
+fn a_pool_whose_shares_no_device_can_find_is_left_though_it_owes_no_answer() {
+    let (mut rig, session) = Rig::promised();
+    rig.tell(Input::Fleet(1e12));
+    let maximum_target = Difficulty::MAX.target().to_le_bytes();
+    rig.say(ends(session).0, SetTarget { channel_id: CHANNEL, maximum_target });
+    rig.wait(HARD_MAX_MS - 2_000);
+    assert_eq!(rig.declarator.using(), OWN, "it may not have heard of the rate");
+    rig.wait(2_000);
+    assert!(why(&rig).contains("too hard for your devices"), "{}", why(&rig));
+}
+
+#[test]
+fn a_pool_that_changes_its_prefix_before_each_promise_is_left() {
+    let (mut rig, session) = Rig::at_pool();
+    rig.difficulty = DIFFICULTY;
+    let mut rounds = 0;
+    while rig.declarator.using() == OWN {
+        rig.give_tokens(session, &[0x51]);
+        rig.approve(session);
+        let request_id = rig.asked();
+        for _ in 0..4 {
+            rig.find();
+        }
+        rig.wait(5_000);
+        rounds += 1;
+        let extranonce_prefix = B032::new(&[rounds; 4]).unwrap();
+        rig.say(ends(session).0, SetExtranoncePrefix { channel_id: CHANNEL, extranonce_prefix });
+        let success = SetCustomMiningJobSuccess { channel_id: CHANNEL, request_id, job_id: 3 };
+        rig.say(ends(session).0, success);
+        assert!(rounds < 60, "five minutes");
+    }
+    assert!(why(&rig).contains("credits less than it is sent: 0 "), "{}", why(&rig));
+}
+
+#[test]
+fn a_pool_that_credits_a_share_in_five_is_left() {
+    let (mut rig, session) = Rig::promised();
+    rig.difficulty = DIFFICULTY;
+    for sequence in 1..200 {
+        if rig.declarator.using() != OWN {
+            break;
+        }
+        rig.find();
+        match sequence % 5 {
+            0 => rig.acknowledge(session, sequence, 1),
+            _ => rig.refuse(session, sequence, "difficulty-too-low"),
+        }
+        rig.wait(2_000);
+    }
+    assert!(why(&rig).contains("credits less than it is sent"), "{}", why(&rig));
+}
+
+#[test]
+fn a_pools_word_for_stale_is_good_around_a_change_of_tip_alone() {
+    let (mut rig, session) = Rig::promised();
+    rig.wait(STALE_AFTER_TIP_MS);
+    for sequence in 1..=10 {
+        rig.find();
+        rig.refuse(session, sequence, "stale-share");
+    }
+    assert_eq!(rig.declarator.using(), OWN, "our node may be the slower one");
+    rig.wait(STALE_BEFORE_TIP_MS);
+    for sequence in 11..11 + SHARES_REFUSED_IN_A_ROW_MAX {
+        assert_eq!(rig.declarator.using(), OWN);
+        rig.find();
+        rig.refuse(session, sequence, "stale-share");
+    }
+    assert!(why(&rig).contains("stale-share"), "{}", why(&rig));
+}
+
+#[test]
+fn a_pool_that_answered_thousands_at_once_owes_the_next_answer_all_the_same() {
+    let (mut rig, session) = Rig::promised();
+    for _ in 0..1_000 {
+        rig.find();
+    }
+    rig.acknowledge(session, 1_000, 1_000);
+    for _ in 0..SHARE_BATCH_MAX {
+        rig.find();
+    }
+    rig.wait(SHARE_ANSWER_MIN_MS);
+    assert!(why(&rig).contains("not answered a share for 5 s"), "{}", why(&rig));
+    // Fewer, and the first is old.
+    let (mut rig, session) = Rig::promised();
+    for _ in 0..1_000 {
+        rig.find();
+    }
+    rig.acknowledge(session, 1_000, 1_000);
+    for _ in 0..=SHARE_BATCH_USUAL {
+        rig.find();
+    }
+    rig.wait(SHARE_ANSWER_MAX_MS - 1);
+    assert_eq!(rig.declarator.using(), OWN);
+    rig.wait(1);
+    assert!(why(&rig).contains("not answered a share for 120 s"), "{}", why(&rig));
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Claims about which pool is used, as the owner of a house would say them. Time is a number.
 
 use job_declarator::limits::{
-    POOL_RETRY_FIRST_MS, POOL_RETRY_LAST_MS, POOL_RETRY_REFUSED_MS, POOL_RETURN_AFTER_MS,
-    POOL_SOUND_AFTER_MS, POOL_STAGGER_MS,
+    POOL_RETRY_FIRST_MS, POOL_RETRY_LAST_MS, POOL_RETRY_REFUSED_LAST_MS, POOL_RETRY_REFUSED_MS,
+    POOL_RETURN_AFTER_MS, POOL_SOUND_AFTER_MS, POOL_STAGGER_MS, POOL_UNCREDITED_MAX_MS,
 };
-use job_declarator::upstream::{Kind, Source, Step, Upstream};
+use job_declarator::upstream::{Credited, Kind, Source, Step, Upstream};
 
 const fn own(pool: usize) -> Source {
     Source::Pool { pool, kind: Kind::Own }
@@ -29,7 +29,7 @@ fn at_first() -> Upstream {
 /// With the second in use because the first failed at 200; when it will be tried again.
 fn at_second() -> (Upstream, u64) {
     let mut upstream = at_first();
-    upstream.has_failed(0, Kind::Own, false, 200);
+    upstream.has_failed(0, Kind::Own, false, Credited::Yes, 200);
     assert_eq!(upstream.steps(200), [Step::Use(Source::Solo), Step::Dial(1, Kind::Own)]);
     upstream.is_ready(1, Kind::Own, 300);
     assert_eq!(upstream.steps(300), [Step::Use(own(1))]);
@@ -52,7 +52,7 @@ fn a_lost_pool_is_left_at_once_for_one_that_is_ready() {
     upstream.is_ready(1, Kind::Own, 3_100);
     assert_eq!(upstream.steps(3_100), [Step::Use(own(1))]);
     upstream.is_ready(0, Kind::Own, 3_200);
-    upstream.has_failed(1, Kind::Own, true, 3_300);
+    upstream.has_failed(1, Kind::Own, true, Credited::Yes, 3_300);
     assert_eq!(upstream.steps(3_300), [Step::Use(own(0))]);
 }
 
@@ -77,7 +77,7 @@ fn one_that_comes_and_goes_is_never_returned_to() {
         upstream.is_ready(0, Kind::Own, at_ms + 10);
         assert_eq!(upstream.steps(at_ms + POOL_RETURN_AFTER_MS - 1), []);
         at_ms += POOL_RETURN_AFTER_MS - 1;
-        upstream.has_failed(0, Kind::Own, false, at_ms);
+        upstream.has_failed(0, Kind::Own, false, Credited::Yes, at_ms);
         assert_eq!(upstream.using(), own(1));
         at_ms = upstream.retry_at_ms(0).expect("it waits");
     }
@@ -89,7 +89,7 @@ fn pauses_double_up_to_the_bound_and_start_over_once_a_pool_was_sound() {
     let mut now_ms = 0;
     for failures in 0..20 {
         upstream.steps(now_ms);
-        upstream.has_failed(0, Kind::Own, false, now_ms);
+        upstream.has_failed(0, Kind::Own, false, Credited::Yes, now_ms);
         let pause_ms = upstream.retry_at_ms(0).expect("it waits") - now_ms;
         let plain_ms = (POOL_RETRY_FIRST_MS << failures).min(POOL_RETRY_LAST_MS);
         assert!(
@@ -103,7 +103,7 @@ fn pauses_double_up_to_the_bound_and_start_over_once_a_pool_was_sound() {
         upstream.is_ready(0, Kind::Own, now_ms);
         upstream.steps(now_ms);
         now_ms += used_ms;
-        upstream.has_failed(0, Kind::Own, false, now_ms);
+        upstream.has_failed(0, Kind::Own, false, Credited::Yes, now_ms);
         let pause_ms = upstream.retry_at_ms(0).expect("it waits") - now_ms;
         assert_eq!(pause_ms <= POOL_RETRY_FIRST_MS * 5 / 4, is_sound, "{pause_ms}");
         now_ms += pause_ms;
@@ -111,14 +111,51 @@ fn pauses_double_up_to_the_bound_and_start_over_once_a_pool_was_sound() {
 }
 
 #[test]
-fn a_pool_that_says_no_waits_longer_and_not_for_ever() {
+fn a_pool_that_says_no_waits_longer_each_time_and_not_for_ever() {
     let mut upstream = at_first();
-    for _ in 0..20 {
-        upstream.has_failed(0, Kind::Own, true, 1_000);
+    for refusals in 0..20 {
+        upstream.has_failed(0, Kind::Own, true, Credited::Yes, 1_000);
         let pause_ms = upstream.retry_at_ms(0).expect("it waits") - 1_000;
-        let bounds = POOL_RETRY_REFUSED_MS * 3 / 4..=POOL_RETRY_REFUSED_MS * 5 / 4;
-        assert!(bounds.contains(&pause_ms), "{pause_ms}");
+        let plain_ms = (POOL_RETRY_REFUSED_MS << refusals).min(POOL_RETRY_REFUSED_LAST_MS);
+        let bounds = plain_ms * 3 / 4..=plain_ms * 5 / 4;
+        assert!(bounds.contains(&pause_ms), "{refusals}: {pause_ms}");
     }
+}
+
+/// The only pool takes the devices for so long, again and again: the pauses before the last of them.
+fn taken_for(used_ms: u64, credited: Credited) -> (u64, u64) {
+    let (mut upstream, mut now_ms, mut pauses_ms) = (house(1), 0, Vec::new());
+    for _ in 0..20 {
+        upstream.steps(now_ms);
+        upstream.is_ready(0, Kind::Own, now_ms);
+        assert_eq!(upstream.steps(now_ms), [Step::Use(own(0))]);
+        now_ms += used_ms;
+        upstream.has_failed(0, Kind::Own, false, credited, now_ms);
+        pauses_ms.push(upstream.retry_at_ms(0).expect("it waits") - now_ms);
+        now_ms += pauses_ms[pauses_ms.len() - 1];
+    }
+    (pauses_ms[0], pauses_ms[19])
+}
+
+#[test]
+fn a_pool_that_takes_the_devices_and_credits_nothing_has_them_ever_more_seldom() {
+    let least_ms = POOL_RETRY_REFUSED_LAST_MS * 3 / 4;
+    let (first_ms, last_ms) = taken_for(POOL_UNCREDITED_MAX_MS, Credited::No);
+    assert!(first_ms >= POOL_RETRY_REFUSED_MS * 3 / 4 && last_ms >= least_ms, "in silence");
+    let (first_ms, last_ms) = taken_for(POOL_SOUND_AFTER_MS - 1, Credited::No);
+    assert!(first_ms <= POOL_RETRY_FIRST_MS * 5 / 4 && last_ms >= least_ms, "in short turns");
+    let (_, last_ms) = taken_for(POOL_SOUND_AFTER_MS, Credited::Yes);
+    assert!(last_ms <= POOL_RETRY_FIRST_MS * 5 / 4, "one that credits is sound");
+    let (_, last_ms) = taken_for(POOL_UNCREDITED_MAX_MS, Credited::NothingFound);
+    assert!(last_ms <= POOL_RETRY_LAST_MS * 5 / 4, "nothing was found for it");
+}
+
+#[test]
+fn a_pool_that_asks_to_be_dialled_anew_and_credits_nothing_is_not_at_once() {
+    let mut upstream = at_first();
+    let now_ms = 100 + POOL_UNCREDITED_MAX_MS;
+    upstream.is_asked_back(0, Kind::Own, Credited::No, now_ms);
+    assert!(upstream.retry_at_ms(0).is_some_and(|at_ms| at_ms >= now_ms + 30_000));
 }
 
 #[test]
@@ -133,9 +170,9 @@ fn nothing_behind_what_is_in_use_is_dialled() {
 #[test]
 fn a_pool_that_asks_to_be_dialled_anew_is_at_once_and_the_next_time_after_a_pause() {
     let mut upstream = at_first();
-    upstream.is_asked_back(0, Kind::Own, 500);
+    upstream.is_asked_back(0, Kind::Own, Credited::Yes, 500);
     assert_eq!(upstream.steps(500), [Step::Use(Source::Solo), Step::Dial(0, Kind::Own)]);
-    upstream.is_asked_back(0, Kind::Own, 510);
+    upstream.is_asked_back(0, Kind::Own, Credited::Yes, 510);
     assert_eq!(upstream.steps(510), [Step::Dial(1, Kind::Own)]);
     assert!(upstream.retry_at_ms(0).is_some_and(|at_ms| at_ms > 510 + POOL_RETRY_FIRST_MS));
 }

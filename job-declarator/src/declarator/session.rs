@@ -19,14 +19,17 @@ use proto::template::TemplateId;
 use proto::wire::B032;
 use thiserror::Error;
 
+use super::evidence::Evidence;
 use super::outputs::BadOutputs;
 use super::{End, LinkId, Mode, PoolOptions};
+use crate::credit::for_display;
 use crate::limits::{
     DECLARED_ANSWER_MIN_MS, FLEET_TOLD_AGAIN_MS, FLEET_TOLD_EVERY_MS, SESSION_SETUP_MAX_MS,
-    SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS, SHARES_REFUSED_IN_A_ROW_MAX,
-    SHARES_STALE_IN_A_ROW_MAX,
+    SHARE_AGE_MAX_MS, SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS, SHARE_BATCH_MAX, SHARE_BATCH_USUAL,
+    SHARES_REFUSED_IN_A_ROW_MAX, SHARES_STALE_IN_A_ROW_MAX, STALE_AFTER_TIP_MS,
+    STALE_BEFORE_TIP_MS,
 };
-use crate::upstream::Kind;
+use crate::upstream::{Credited, Kind};
 
 /// Tokens to have in hand: a new tip must not wait for one, nor the template behind it.
 const TOKENS: usize = 3;
@@ -34,6 +37,8 @@ const TOKENS: usize = 3;
 pub(super) const STALE_CHAIN_TIP: &str = "stale-chain-tip";
 /// The code of a share whose tip is gone.
 const STALE_SHARE: &str = "stale-share";
+/// What a share is counted under that an acknowledgement passed over, as if that were the pool's code.
+pub(super) const PASSED_OVER: &str = "passed over";
 
 /// Why a session ended.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -76,6 +81,20 @@ pub enum Failure {
     /// It refuses shares that are good.
     #[error("it refuses good shares: {0}")]
     Shares(String),
+    /// What it acknowledges is far from what was found for it; both in shares of its own size.
+    #[error("it credits less than it is sent: {credited} of {found} shares' work")]
+    Uncredited {
+        /// It acknowledged so many.
+        credited: u64,
+        /// The devices found so many.
+        found: u64,
+    },
+    /// Its shares are found so seldom that nobody can tell whether it credits any.
+    #[error("its shares are too hard for your devices: one in {minutes} minutes")]
+    TooHard {
+        /// From one to the next.
+        minutes: u64,
+    },
     /// It asks to be connected to anew.
     #[error("it asks to be connected to anew")]
     Reconnect,
@@ -105,8 +124,15 @@ impl Failure {
             | Self::Declaration(_)
             | Self::CustomJob(_)
             | Self::Shares(_)
+            | Self::Uncredited { .. }
+            | Self::TooHard { .. }
             | Self::NoJob(_) => true,
         }
+    }
+
+    /// It is about what the pool credits, so that nothing which it credited before speaks for it.
+    fn is_about_shares(&self) -> bool {
+        matches!(self, Self::Shares(_) | Self::Uncredited { .. } | Self::TooHard { .. })
     }
 }
 
@@ -188,8 +214,15 @@ pub(super) struct Session {
     batch: usize,
     /// The longest that a declaration's answer took, once there was one.
     slowest_declared_ms: Option<u64>,
+    /// The longest that a share waited with others of its batch, once there was one.
+    oldest_ms: Option<u64>,
     refused_in_a_row: u32,
     stale_in_a_row: u32,
+    pub(super) evidence: Evidence,
+    /// What the pool takes as a share of the job that it promised last.
+    promised_target: Option<Target>,
+    /// The devices' tip, since when, and when the pool first called a share of it stale, mono ms.
+    tip: Option<([u8; 32], u64, Option<u64>)>,
     /// The fleet's rate as the pool knows it, and since when, mono ms.
     pub(super) told: (f64, u64),
 }
@@ -244,8 +277,12 @@ impl Session {
             slowest_ms: None,
             batch: usize::MAX,
             slowest_declared_ms: None,
+            oldest_ms: None,
             refused_in_a_row: 0,
             stale_in_a_row: 0,
+            evidence: Evidence::default(),
+            promised_target: None,
+            tip: None,
             told: (fleet, now_ms),
         }
     }
@@ -279,6 +316,52 @@ impl Session {
         (!is_heard).then_some(at_ms + FLEET_TOLD_AGAIN_MS)
     }
 
+    /// The devices are on this tip now.
+    pub(super) fn saw_tip(&mut self, tip: Option<[u8; 32]>, now_ms: u64) {
+        let Some(tip) = tip else { return };
+        let before = self.tip.filter(|(before, ..)| *before == tip);
+        // A pool's own tips are its own word, and excuse nothing.
+        if before.is_none() && self.kind == Kind::Own {
+            self.evidence.tip_changed(now_ms);
+        }
+        self.tip = before.or(Some((tip, now_ms, None)));
+    }
+
+    /// A device found a good share for this pool, which takes those of a target; it may be waiting for a promise.
+    pub(super) fn found(&mut self, now_ms: u64, difficulty: Difficulty, target: Option<Target>) {
+        let target = target.or(self.channel.map(|channel| channel.target));
+        let share = target.map_or(0.0, |target| for_display(target.work()));
+        // Where a device cannot be made as easy as the pool is, the pool is not to blame.
+        self.evidence.found(now_ms, difficulty.hashes().min(share), share);
+    }
+
+    /// A job was promised with this target.
+    pub(super) fn is_promised(&mut self, target: Target) {
+        self.promised_target = Some(target);
+    }
+
+    /// What speaks for the pool when its session ends by this.
+    pub(super) fn credited(&self, failure: &Failure) -> Credited {
+        if failure.is_about_shares() { Credited::No } else { self.evidence.credited() }
+    }
+
+    /// The hardest of what the pool takes as a share now.
+    fn hardest_target(&self) -> Option<Target> {
+        let theirs = self.mining.work().filter(|_| self.kind == Kind::Theirs);
+        let theirs = theirs.map(|work| work.target).or(self.promised_target);
+        self.channel.map(|channel| channel.target).into_iter().chain(theirs).min()
+    }
+
+    /// The pool credits less than it should, or nothing that could be found. `fleet` is the devices' rate.
+    pub(super) fn wrong(&mut self, now_ms: u64, fleet: f64) -> Option<Failure> {
+        if let Some((credited, found)) = self.evidence.shortfall(now_ms) {
+            return Some(Failure::Uncredited { credited, found });
+        }
+        let share = self.hardest_target().filter(|_| self.is_ready)?;
+        let minutes = self.evidence.too_hard(now_ms, for_display(share.work()), fleet)?;
+        Some(Failure::TooHard { minutes })
+    }
+
     /// What the pool owes us for too long.
     pub(super) fn overdue(&self, now_ms: u64, custom_max_ms: u64) -> Option<Failure> {
         let since = |at_ms: u64| now_ms.saturating_sub(at_ms);
@@ -288,6 +371,10 @@ impl Session {
         }
         let share = self.due_share().map(|sent| since(sent.at_ms));
         if let Some(ms) = share.filter(|ms| *ms >= self.patience_ms()) {
+            return silent("a share", ms);
+        }
+        let oldest = self.aging_share().map(|sent| since(sent.at_ms));
+        if let Some(ms) = oldest.filter(|ms| *ms >= self.age_max_ms()) {
             return silent("a share", ms);
         }
         let declared = self.due_declaration();
@@ -303,10 +390,13 @@ impl Session {
     pub(super) fn deadline_ms(&self, custom_max_ms: u64) -> Option<u64> {
         let setup = (!self.is_ready).then_some(self.began_ms + SESSION_SETUP_MAX_MS);
         let share = self.due_share().map(|sent| sent.at_ms + self.patience_ms());
+        let oldest = self.aging_share().map(|sent| sent.at_ms + self.age_max_ms());
+        let settles = self.evidence.settles_at_ms();
         let declared = self.due_declaration().map(|(at_ms, max_ms)| at_ms + max_ms);
         let custom = self.asked.first().map(|asked| asked.at_ms + custom_max_ms);
         let declare = self.declare.as_ref().and_then(declare::Client::deadline_ms);
-        [setup, share, declared, custom, declare, self.lingers_until_ms].into_iter().flatten().min()
+        let others = [declared, custom, declare, self.lingers_until_ms];
+        [setup, share, oldest, settles].into_iter().chain(others).flatten().min()
     }
 
     /// The share whose answer is due: the oldest, or the one that completed what this pool answers at once.
@@ -314,6 +404,17 @@ impl Session {
     fn due_share(&self) -> Option<&Sent> {
         let at = if self.slowest_ms.is_some() { self.batch - 1 } else { 0 };
         self.unanswered.get(at)
+    }
+
+    /// The oldest, where so many wait that it is not for others to be found.
+    fn aging_share(&self) -> Option<&Sent> {
+        self.unanswered.front().filter(|_| self.unanswered.len() > SHARE_BATCH_USUAL)
+    }
+
+    /// How old it may be: twice what one ever waited.
+    fn age_max_ms(&self) -> u64 {
+        let twice = self.oldest_ms.map_or(0, |ms| ms.saturating_mul(2));
+        twice.clamp(SHARE_ANSWER_MAX_MS, SHARE_AGE_MAX_MS)
     }
 
     /// Since when a declaration has no answer, and how long it may take: three times what this pool ever took.
@@ -330,42 +431,63 @@ impl Session {
         twice.clamp(SHARE_ANSWER_MIN_MS, SHARE_ANSWER_MAX_MS)
     }
 
-    /// `count` shares up to this one are credited: those, in the order sent, and how many beside them had no
-    /// answer and never will.
+    /// `count` shares up to this one are credited: those, in the order sent, and how many beside them are
+    /// passed over, which is a refusal by another word; a failure if those are too many.
     pub(super) fn acknowledged(
         &mut self,
         last_sequence: u32,
         count: u32,
         now_ms: u64,
-    ) -> (Vec<Sent>, u64) {
+    ) -> (Vec<Sent>, u64, Result<(), Failure>) {
         let known = self.unanswered.iter().take_while(|sent| sent.sequence <= last_sequence);
         let known = known.count();
         let mut credited: Vec<Sent> = self.unanswered.drain(..known).collect();
         let passed_over = known.saturating_sub(count as usize);
         credited.drain(..passed_over);
-        if !credited.is_empty() {
-            self.batch = self.batch.min(credited.len());
+        let passed = u32::try_from(passed_over).unwrap_or(u32::MAX);
+        self.refused_in_a_row = self.refused_in_a_row.saturating_add(passed);
+        if let Some(oldest) = credited.first() {
+            self.oldest_ms = self.oldest_ms.max(Some(now_ms.saturating_sub(oldest.at_ms)));
+            self.batch = self.batch.min(credited.len()).min(SHARE_BATCH_MAX);
+            for sent in &credited {
+                self.evidence.acknowledged(now_ms, for_display(sent.target.work()));
+            }
             let took_ms = now_ms.saturating_sub(credited[self.batch - 1].at_ms);
             self.slowest_ms = self.slowest_ms.max(Some(took_ms));
             (self.refused_in_a_row, self.stale_in_a_row) = (0, 0);
         }
-        (credited, passed_over as u64)
+        let in_a_row = self.refused_in_a_row;
+        let is_too_many = in_a_row >= SHARES_REFUSED_IN_A_ROW_MAX;
+        let verdict = match is_too_many {
+            true => Err(Failure::Shares(format!("{in_a_row} in a row, {PASSED_OVER}"))),
+            false => Ok(()),
+        };
+        (credited, passed_over as u64, verdict)
     }
 
-    /// A share is refused that had no answer; a failure if that is one too many. `tip` is the newest.
+    /// A share is refused that had no answer; a failure if that is one too many. The newest tip was seen.
     pub(super) fn refused(
         &mut self,
         sequence: u32,
         code: &str,
-        tip: Option<[u8; 32]>,
+        now_ms: u64,
     ) -> Option<Result<(), Failure>> {
         let at = self.unanswered.iter().position(|sent| sent.sequence == sequence)?;
         let sent = self.unanswered.remove(at)?;
         if sent.is_below {
             return Some(Ok(()));
         }
-        // A pool may have forgotten the job along with its tip, and say so instead.
-        let is_stale = code == STALE_SHARE || Some(sent.tip) != tip;
+        let is_stale = match &mut self.tip {
+            Some((tip, since_ms, said_ms)) if *tip == sent.tip => {
+                // Its tip is ours: the pool's word is good for a while around a change.
+                let said_ms = *said_ms.get_or_insert(now_ms);
+                code == STALE_SHARE
+                    && (now_ms.saturating_sub(*since_ms) < STALE_AFTER_TIP_MS
+                        || now_ms.saturating_sub(said_ms) < STALE_BEFORE_TIP_MS)
+            }
+            // A pool may have forgotten the job along with its tip, and say so instead.
+            Some(_) | None => true,
+        };
         let (in_a_row, max) = if is_stale {
             (&mut self.stale_in_a_row, SHARES_STALE_IN_A_ROW_MAX)
         } else {

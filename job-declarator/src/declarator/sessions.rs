@@ -129,15 +129,18 @@ impl Declarator {
                 }
             }
             Event::Acknowledged { last_sequence, count, .. } => {
-                let (credited, passed_over) =
+                let (credited, passed_over, verdict) =
                     session.acknowledged(last_sequence, count, now.mono_ms);
                 self.pools[session.pool].0.acknowledge(&credited);
-                self.pools[session.pool].0.lose(ShareLoss::Unanswered, passed_over);
+                self.pools[session.pool].0.pass_over(passed_over);
+                return verdict;
             }
             Event::Refused { sequence, code } => {
                 let tip = self.works.back().map(|newest| newest.tip);
                 // Of one that was answered before nothing more is counted.
-                let Some(verdict) = session.refused(sequence, &code, tip) else { return Ok(()) };
+                session.saw_tip(tip, now.mono_ms);
+                let verdict = session.refused(sequence, &code, now.mono_ms);
+                let Some(verdict) = verdict else { return Ok(()) };
                 self.pools[session.pool].0.refuse(&code);
                 return verdict;
             }
@@ -266,13 +269,16 @@ impl Declarator {
 
     pub(super) fn look_at_the_clock(&mut self, now: Now, out: &mut Vec<Effect>) {
         let ids: Vec<u64> = self.sessions.keys().copied().collect();
+        let tip = self.works.back().map(|newest| newest.tip);
         for id in ids {
             let Some(session) = self.sessions.get_mut(&id) else { continue };
+            session.saw_tip(tip, now.mono_ms);
             if session.lingers_until_ms.is_some_and(|until| until <= now.mono_ms) {
                 self.end(id, ShareLoss::PoolLeft, out);
                 continue;
             }
             let mut overdue = session.overdue(now.mono_ms, CUSTOM_ANSWER_MAX_MS);
+            overdue = overdue.or_else(|| session.wrong(now.mono_ms, self.fleet));
             while overdue.is_none() {
                 let client = self.sessions.get_mut(&id).and_then(|one| one.declare.as_mut());
                 let Some(late) = client.and_then(|client| client.pass(now.mono_ms)) else { break };
@@ -289,6 +295,7 @@ impl Declarator {
         let Some(session) = self.sessions.get(&id) else { return };
         let (pool, kind) = (session.pool, session.kind);
         let lingers = session.lingers_until_ms.is_some();
+        let credited = session.credited(&failure);
         let missed_ms = session.unanswered.front().map_or(now.mono_ms, |sent| sent.at_ms);
         self.end(id, ShareLoss::PoolGone, out);
         if lingers {
@@ -297,9 +304,10 @@ impl Declarator {
         let why = failure.to_string();
         self.pools[pool].1 = Some((now.unix_s, why.clone()));
         if failure == Failure::Reconnect {
-            self.upstream.is_asked_back(pool, kind, now.mono_ms);
+            self.upstream.is_asked_back(pool, kind, credited, now.mono_ms);
         } else {
-            self.upstream.has_failed(pool, kind, failure.is_refusal(), now.mono_ms);
+            let refuses = failure.is_refusal();
+            self.upstream.has_failed(pool, kind, refuses, credited, now.mono_ms);
         }
         if self.upstream.using() == (Source::Pool { pool, kind }) {
             let name = &self.options.pools[pool].name;

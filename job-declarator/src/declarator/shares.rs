@@ -217,18 +217,25 @@ impl Declarator {
         worker: &Arc<str>,
         out: &mut Vec<Effect>,
     ) {
+        let newest_tip = self.works.back().map(|newest| newest.tip);
         let Some(work) = self.works.iter_mut().rev().find(|work| work.id == of) else {
             self.tally.forgotten += 1;
             return;
         };
-        let session = work.session.and_then(|id| self.sessions.get(&id));
-        let pool = session.map(|one| one.pool);
+        let of_newest_tip = Some(work.tip) == newest_tip;
+        let session = work.session.and_then(|id| self.sessions.get_mut(&id));
+        let pool = session.as_ref().map(|one| one.pool);
         let is_ahead = proof.ntime > now.unix_s.saturating_add(SHARE_NTIME_AHEAD_MAX_S);
         if let (true, false, Some(pool)) = (is_ahead, proof.is_block, pool) {
             self.pools[pool].0.lose(ShareLoss::Ahead, 1);
             return;
         }
-        let channel_target = session.and_then(|one| one.channel).map(|channel| channel.target);
+        let channel_target =
+            session.as_ref().and_then(|one| one.channel).map(|channel| channel.target);
+        // What is found on a tip that is gone is nobody's debt.
+        if let Some(session) = session.filter(|_| of_newest_tip) {
+            session.found(now.mono_ms, proof.difficulty, work.promised_target());
+        }
         let misses = |target: Target| !target.is_met_by(&proof.hash) && !proof.is_block;
         match (&work.state, pool) {
             (State::Solo, _) => {
@@ -292,6 +299,9 @@ impl Declarator {
         let work = &mut self.works[at];
         self.pools[pool].0.promised += 1;
         work.state = State::Promised(promised);
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.is_promised(promised.target);
+        }
         let (waiting, padding) = (std::mem::take(&mut work.waiting), work.padding);
         let (height, tip) = (work.height, work.tip);
         if self.promised_tip.replace(tip) != Some(tip) {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use ruint::aliases::U256;
 
-use super::session::Sent;
+use super::session::{PASSED_OVER, Sent};
 
 /// Different refusals that are counted by name; all others together.
 const CODES_MAX: usize = 16;
@@ -107,6 +107,13 @@ impl PoolTally {
         for sent in credited {
             let work = sent.target.work();
             self.acknowledged_work = self.acknowledged_work.saturating_add(work);
+        }
+    }
+
+    /// Shares that an acknowledgement left out. Kept apart from the pool's own words, however many those are.
+    pub(super) fn pass_over(&mut self, shares: u64) {
+        if shares > 0 {
+            *self.refused.entry(PASSED_OVER.to_owned()).or_default() += shares;
         }
     }
 
