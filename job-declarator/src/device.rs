@@ -296,13 +296,10 @@ impl Device {
         Ok(())
     }
 
-    /// Does what the server asked for. A block is on disk first of all; then its share goes on its way, and in
-    /// the same moment the block to the node: the other way round the tip would move under the share.
+    /// Does what the server asked for. A block is on disk first of all; then it goes to the declarator's task, which
+    /// sends its share, and in the same moment to the node: the other way round the tip would move under the share.
     pub(crate) async fn carry_out(&mut self) -> Result<(), End> {
         while !self.out.effects.is_empty() {
-            if self.out.effects.iter().any(|effect| matches!(effect, Effect::BlockFound(_))) {
-                self.server.close_batch(&mut self.out);
-            }
             let effects = std::mem::take(&mut self.out.effects).into_iter();
             let (blocks, rest): (Vec<_>, Vec<_>) =
                 effects.partition(|effect| matches!(effect, Effect::BlockFound(_)));
@@ -313,7 +310,7 @@ impl Device {
                 }
             }
             let is_block = !blocks.is_empty();
-            let handed_in = self.hand_over(rest.into_iter().chain(blocks)).await;
+            let handed_in = self.hand_over(blocks.into_iter().chain(rest)).await;
             if is_block {
                 // Whatever became of the rest.
                 self.house.blocks.offer_now();
@@ -326,7 +323,10 @@ impl Device {
     async fn hand_over(&mut self, effects: impl Iterator<Item = Effect>) -> Result<(), End> {
         for effect in effects {
             match effect {
-                Effect::BlockFound(found) => self.tell(FromDevice::Block(found)).await?,
+                Effect::BlockFound(mut found) => {
+                    found.owner.worker = self.name_of(&found.owner);
+                    self.tell(FromDevice::Block(found)).await?;
+                }
                 Effect::Credit(batch) => self.hand_in(batch).await?,
                 said @ (Effect::Acknowledged { .. }
                 | Effect::Refused { .. }

@@ -361,7 +361,13 @@ impl Declarator {
     /// pool alone has the transactions. The house's server may yet refuse its share, as stale or for its time.
     pub(super) fn on_block(&mut self, now: Now, block: &FoundBlock, out: &mut Vec<Effect>) {
         self.tally.blocks += 1;
+        self.send_share_of(now, block, out);
+        // Behind its share, under which it would move the pool's tip.
         self.push_solution(block, out);
+    }
+
+    /// The share that a block is, unless it is solo. What the house's own server thinks of it does not matter.
+    fn send_share_of(&mut self, now: Now, block: &FoundBlock, out: &mut Vec<Effect>) {
         let of = block.job.template().id;
         let work = self.works.iter().rev().find(|work| work.id == of);
         let is_for_pool = work.is_some_and(|work| match work.state {
