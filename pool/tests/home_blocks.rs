@@ -68,6 +68,16 @@ impl Rig {
         assert_eq!(self.home.view().tally.blocks, 1);
     }
 
+    /// The block came with a share: that is sent, credited and counted once.
+    async fn counts_its_share_once(&self) {
+        let credited = self
+            .home
+            .until("its share is credited", |shown| shown.view.pools[0].tally.acknowledged > 0);
+        let view = credited.await.view.clone();
+        assert_eq!((view.tally.shares, view.pools[0].tally.sent), (1, 1), "{view:#?}");
+        assert_eq!(view.pools[0].tally.refused_in_all(), 0);
+    }
+
     /// The pool's record of the one block, once its node has answered.
     async fn settled_at_the_pool(&self) -> BlockRecord {
         let settled = async {
@@ -183,6 +193,7 @@ async fn a_declared_block_comes_to_the_chain_by_its_share_alone() {
     let block = rig.settled_at_the_pool().await;
     assert_eq!((block.state, block.route), (PoolBlockState::Accepted, Route::Share));
     assert_eq!((&*block.account, &*block.worker), ("alice", "bitaxe"));
+    rig.counts_its_share_once().await;
     rig.stop().await;
 }
 
@@ -196,6 +207,7 @@ async fn a_block_on_the_pools_own_job_goes_by_its_share() {
     let block = rig.settled_at_the_pool().await;
     assert_eq!((block.state, block.route), (PoolBlockState::Accepted, Route::Share));
     assert!(rig.node.offered.lock().unwrap().is_empty(), "it does not know the transactions");
+    rig.counts_its_share_once().await;
     rig.stop().await;
 }
 

@@ -76,9 +76,12 @@ async fn a_lost_socket_costs_a_second_at_most_and_the_house_is_back() {
     for switch in rig.home.view().switches {
         assert!(switch.idle_ms <= 1_000, "{switch:?}");
     }
+    let healthy_at = job_declarator::clock::unix_s();
     rig.a.set(Way::Open);
     let back = rig.home.until_using(own(0)).await;
     assert!(back.view.switches.len() >= 3);
+    let switch = back.view.switches.back().unwrap();
+    assert!(switch.at - healthy_at <= 90, "{switch:?}");
     rig.home.until_mined_for(0, 3).await;
     rig.stop().await;
 }

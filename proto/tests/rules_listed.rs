@@ -68,7 +68,7 @@ fn every_test_that_a_rule_names_exists() {
 fn is_rule(word: &str) -> bool {
     let digits = word.find(|c: char| c.is_ascii_digit()).unwrap_or(word.len());
     let (table, number) = word.split_at(digits);
-    matches!(table, "g" | "s" | "p" | "e" | "c" | "n" | "js")
+    matches!(table, "g" | "s" | "p" | "e" | "c" | "n" | "js" | "jc")
         && !number.is_empty()
         && number.bytes().all(|digit| digit.is_ascii_digit())
 }

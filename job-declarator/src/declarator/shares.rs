@@ -357,8 +357,8 @@ impl Declarator {
         }
     }
 
-    /// A block is said to the pool before anything else: the node has it already, and of a pool's own job the
-    /// pool alone has the transactions. The house's server may yet refuse its share, as stale or for its time.
+    /// A block is said to the pool at once: it is on disk, and of a pool's own job the pool alone has the
+    /// transactions. The house's server may yet refuse its share, as stale or for its time.
     pub(super) fn on_block(&mut self, now: Now, block: &FoundBlock, out: &mut Vec<Effect>) {
         self.tally.blocks += 1;
         self.send_share_of(now, block, out);
