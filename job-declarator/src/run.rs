@@ -63,6 +63,8 @@ use crate::upstream::Source;
 /// What keeps it from starting.
 pub async fn run(config: Config) -> Result<()> {
     let shutdown = cancelled_by_signal();
+    // Before anything is made.
+    config.payout_script()?;
     let keys = CancellationToken::new();
     let (authority, identity) = load_keys(&config, &keys)?;
     let node = node_of(&config)?;
@@ -72,7 +74,7 @@ pub async fn run(config: Config) -> Result<()> {
         sv1 = running.sv1.map(tracing::field::display),
         page = running.http.map(tracing::field::display),
         authority_key = %authority,
-        "devices find this declarator there, once there is work"
+        "devices can connect there as soon as there is work"
     );
     let mut work = running.work.clone();
     let core_ended = async { while work.changed().await.is_ok() {} };

@@ -118,7 +118,7 @@ fn the_page_answers_all_that_a_person_at_home_asks() {
             // How much.
             "1.25 TH/s between 0.94 and 1.56 TH/s, from shares of the last minutes",
             // To whom.
-            "It pays 3.20000000 BTC. What goes to Home pool comes to you by its rules:",
+            "It pays 3.20000000 BTC. What goes to Home pool it shares out by its rules:",
             "bc1qqyqszqgpqyqszqgpqyqszqgpqyqszqgpyfl4f3 75.0 % 2.40000000 BTC",
             "you 25.0 % 0.80000000 BTC",
             "Block 900,001, 3,021 transactions, on top of 1f1e1d",

@@ -386,7 +386,8 @@ async fn those_who_say_nothing_or_a_byte_at_a_time_are_hung_up_on() {
         let trickle = async |at: SocketAddr, byte: u8| {
             let mut stream = TcpStream::connect(at).await.unwrap();
             while stream.write_all(&[byte]).await.is_ok() {
-                sleep(Duration::from_millis(20)).await;
+                // An act 1 takes longer than there is time for the handshake.
+                sleep(Duration::from_millis(40)).await;
             }
         };
         // Below the length of a line until its time is over.

@@ -129,6 +129,12 @@ fn check(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
             login => drop(login?),
         }
     }
+    if config.node.kind == NodeKind::Embedded && !config.pool.is_empty() {
+        writeln!(
+            out,
+            "note: node.kind \"embedded\" is a chain of its own: no pool can build on it"
+        )?;
+    }
     if config.pool.is_empty() {
         writeln!(out, "note: no [[pool]] is set, so this mines solo")?;
     }
@@ -187,8 +193,8 @@ mod demo_arguments {
     impl DemoArguments {
         /// Runs it.
         pub(super) fn execute(self) -> anyhow::Result<()> {
-            // Two blocks in one moment are a warning on a real chain and nothing on this one.
-            let quiet = "warn,pool::block=error";
+            // A chain with a block a second has warnings that mean nothing on it.
+            let quiet = "error";
             let filter = if self.verbose { "info" } else { quiet };
             command::start_logging(LogFormat::Text, filter)?;
             command::block_on(Box::pin(demo::run(self.into())))

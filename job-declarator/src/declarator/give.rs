@@ -273,6 +273,11 @@ impl Declarator {
         out: &mut Vec<Effect>,
     ) {
         let from = before.unwrap_or(Source::Solo);
+        if from == to {
+            // The first work, and nobody's before.
+            self.leaving = None;
+            return;
+        }
         let (reason, since_ms) = match (self.leaving.take(), self.node.away(now.mono_ms)) {
             (Some(leaving), _) => leaving,
             (None, Some(why)) => (format!("your node: {why}"), self.node.changed_ms),
@@ -283,7 +288,13 @@ impl Declarator {
             {
                 ("your node is there".to_owned(), now.mono_ms)
             }
-            (None, None) => ("it is preferred and good".to_owned(), now.mono_ms),
+            (None, None) => match to {
+                Source::Pool { pool, .. } => {
+                    let name = &self.options.pools[pool].name;
+                    (format!("{name} is there, and preferred"), now.mono_ms)
+                }
+                Source::Solo => ("no pool is there".to_owned(), now.mono_ms),
+            },
         };
         let idle_ms = now.mono_ms.saturating_sub(since_ms);
         let idle_hashes = self.fleet * idle_ms as f64 / 1_000.0;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use proto::target::Difficulty;
 use ruint::aliases::U256;
 
 use super::session::{PASSED_OVER, Sent};
@@ -105,7 +106,9 @@ impl PoolTally {
     pub(super) fn acknowledge(&mut self, credited: &[Sent]) {
         self.acknowledged += credited.len() as u64;
         for sent in credited {
-            let work = sent.target.work();
+            // A block that misses the share's target shows no more than that it is one.
+            let target = if sent.is_below { Difficulty::MIN.target() } else { sent.target };
+            let work = target.work();
             self.acknowledged_work = self.acknowledged_work.saturating_add(work);
         }
     }

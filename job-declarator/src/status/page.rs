@@ -209,13 +209,18 @@ fn reward_means(status: &Status, work: &WorkView) -> String {
         Source::Solo => ":".to_owned(),
         Source::Pool { pool, .. } => {
             let name = shown(words::pool_name(&status.view, pool));
-            format!(". What goes to {name} comes to you by its rules:")
+            format!(". What goes to {name} it shares out by its rules:")
         }
     }
 }
 
 fn devices(out: &mut Html, status: &Status) {
     out.raw("<section><h2>Devices</h2>");
+    if status.devices.is_empty() && status.view.work.is_none() {
+        out.raw("<p>No device can connect yet: the doors open with the first work, as soon as your node or a ")
+            .raw("pool answers.</section>");
+        return;
+    }
     if status.devices.is_empty() {
         out.raw("<p>No device is connected. Take the settings at the <a href=\"#connect\">end of this page")
             .raw("</a> over into your device; it appears here within seconds.</section>");
