@@ -52,9 +52,15 @@ async fn the_page_says_whose_template_is_mined_by_whom_and_what_was_refused() {
     let device = home.device("alice.<b>garage").await;
     home.until_using(own(0)).await;
     home.until_mined_for(0, 3).await;
-    home.until("the device's row", |shown| !shown.devices.is_empty()).await;
 
-    let status = json(at, "/api/v1/status").await;
+    let mut status = Value::Null;
+    let until_shown = async {
+        while status["devices"][0]["name"].is_null() || status["credit"][0].is_null() {
+            sleep(Duration::from_millis(50)).await;
+            status = json(at, "/api/v1/status").await;
+        }
+    };
+    timeout(home::PATIENCE, until_shown).await.expect("the page shows no device");
     assert_eq!(status["work"]["template"], "own");
     assert_eq!(
         (&status["work"]["pool"], &status["work"]["is_promised"]),
