@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proto::noise::{
-    AuthorityPublicKey, AuthoritySecretKey, CertificateError, Identity, KeyError, StaticKey,
+    AuthorityPublicKey, AuthoritySecretKey, CertificateError, EphemeralSecret, Identity, KeyError,
+    StaticKey,
 };
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -397,6 +398,15 @@ impl IdentityWatch {
             warn!(%file, days_left, "the certificate ends soon: {}", self.files.words.remedy);
         }
     }
+}
+
+/// Fresh secrets for one handshake, wiped but for what the handshake keeps.
+///
+/// # Errors
+/// `Randomness`.
+pub fn ephemeral() -> Result<EphemeralSecret, KeysError> {
+    EphemeralSecret::new(*random()?, *random()?)
+        .map_err(|error| KeysError::Randomness(error.to_string()))
 }
 
 fn random() -> Result<Zeroizing<[u8; 32]>, KeysError> {

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::clock::unix_s;
 use crate::declarator::{End, LinkId};
-use crate::device::sv2::ephemeral;
+use crate::keys::ephemeral;
 use crate::limits::{LINK_CONNECT_MAX, LINK_FLUSH_MAX, LINK_WRITE_STALL};
 
 /// What a link tells the declarator's task.
@@ -123,7 +123,8 @@ async fn connect(goal: &Goal) -> Result<Link, String> {
     let stream = timeout(LINK_CONNECT_MAX, dial(goal)).await;
     let stream = stream.map_err(within("connection", LINK_CONNECT_MAX))?;
     let stream = stream.map_err(|error| format!("no connection to {address}: {error}"))?;
-    let shaken = Link::connect(stream, Some(authority), ephemeral()?, unix_s());
+    let ephemeral = ephemeral().map_err(|error| error.to_string())?;
+    let shaken = Link::connect(stream, Some(authority), ephemeral, unix_s());
     let shaken = timeout(LINK_CONNECT_MAX, shaken).await;
     let shaken = shaken.map_err(within("handshake", LINK_CONNECT_MAX))?;
     shaken.map_err(|error| match error {

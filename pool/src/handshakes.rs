@@ -12,12 +12,12 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use job_declarator::keys;
 use proto::limits::{ACT_ONE_LEN, ACT_TWO_LEN};
-use proto::noise::{EphemeralSecret, Identity, Responder, Transport};
+use proto::noise::{Identity, Responder, Transport};
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::warn;
-use zeroize::Zeroizing;
 
 use crate::limits::{HANDSHAKE_NICE, HANDSHAKE_THREADS_MAX, HANDSHAKES_AT_ONCE};
 
@@ -33,7 +33,7 @@ pub struct Shaken {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum NoHandshake {
     /// Ours: no randomness.
-    #[error("no randomness for a key: {0}")]
+    #[error("{0}")]
     Randomness(String),
     /// What came was no act 1.
     #[error(transparent)]
@@ -111,17 +111,10 @@ fn work(asked: &Mutex<Receiver<Asked>>) {
 }
 
 fn shake(act_one: &[u8; ACT_ONE_LEN], identity: &Identity) -> Result<Box<Shaken>, NoHandshake> {
-    let (act_two, transport) = Responder::new(identity, ephemeral()?).step(act_one)?;
+    let ephemeral = keys::ephemeral();
+    let ephemeral = ephemeral.map_err(|error| NoHandshake::Randomness(error.to_string()))?;
+    let (act_two, transport) = Responder::new(identity, ephemeral).step(act_one)?;
     Ok(Box::new(Shaken { act_two, transport }))
-}
-
-/// Fresh secrets for one handshake.
-pub(crate) fn ephemeral() -> Result<EphemeralSecret, NoHandshake> {
-    let randomness = |error: &dyn std::fmt::Display| NoHandshake::Randomness(error.to_string());
-    let (mut secret, mut encoding) = (Zeroizing::new([0; 32]), [0; 32]);
-    getrandom::fill(&mut *secret).map_err(|error| randomness(&error))?;
-    getrandom::fill(&mut encoding).map_err(|error| randomness(&error))?;
-    EphemeralSecret::new(*secret, encoding).map_err(|error| randomness(&error))
 }
 
 #[cfg(test)]
@@ -149,7 +142,7 @@ mod tests {
         for _ in 0..3 * HANDSHAKES_AT_ONCE {
             let (handshakes, identity) = (Arc::clone(&handshakes), Arc::clone(&identity));
             clients.spawn(async move {
-                let (initiator, act_one) = Initiator::new(ephemeral().unwrap());
+                let (initiator, act_one) = Initiator::new(keys::ephemeral().unwrap());
                 let shaken = handshakes.shake(act_one, Arc::clone(&identity)).await.unwrap();
                 initiator.finish(&shaken.act_two, Some(&identity.authority), NOW).is_ok()
             });

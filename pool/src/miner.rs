@@ -871,8 +871,8 @@ fn kind_name(kind: Kind) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handshakes::ephemeral;
     use job_declarator::clock::unix_s;
+    use job_declarator::keys::ephemeral;
     use proto::noise::AuthoritySecretKey;
     use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;

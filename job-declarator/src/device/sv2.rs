@@ -11,11 +11,11 @@ use proto::message::{EXTENSION_WORKER_HASHRATE, Message, Received};
 use proto::mining::Now;
 use proto::mining::server::Input;
 use proto::net::{Link, LinkError};
-use proto::noise::EphemeralSecret;
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout};
 
 use super::{Device, Dialect, End, House, Names};
+use crate::keys::ephemeral;
 use crate::limits::{DEVICE_GOODBYE, DEVICE_WRITE_STALL};
 
 /// Serves one connection.
@@ -80,7 +80,7 @@ async fn greet(
         Ok(_) => {}
     }
     let identity = Arc::clone(&house.identity.borrow());
-    let ephemeral = ephemeral().map_err(NotGreeted::Why)?;
+    let ephemeral = ephemeral().map_err(|error| NotGreeted::Why(error.to_string()))?;
     let mut link = Link::accept(stream, &identity, ephemeral).await.map_err(|error| {
         NotGreeted::Why(format!("{error}: is its authority key the one of this program?"))
     })?;
@@ -122,16 +122,6 @@ fn speaks_v1(first: &[u8]) -> bool {
 
 /// Bytes from which that can be told.
 const V1_LOOK_MIN: usize = 8;
-
-/// A key for one handshake.
-pub(crate) fn ephemeral() -> Result<EphemeralSecret, String> {
-    let mut bytes = [[0; 32]; 2];
-    for part in &mut bytes {
-        getrandom::fill(part).map_err(|error| format!("no randomness: {error}"))?;
-    }
-    let [secret, entropy] = bytes;
-    EphemeralSecret::new(secret, entropy).map_err(|error| error.to_string())
-}
 
 fn names_of(received: &Received<'_>) -> Names {
     let Received::Known(Message::SetupConnection(setup), _) = received else {
