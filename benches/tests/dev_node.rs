@@ -1,5 +1,5 @@
-//! The development node through both of its doors: what our own `RpcNode` makes of the one, and a client of
-//! Template Distribution of the other.
+//! The development node through its doors: what our own `RpcNode` makes of the one, a client of Template
+//! Distribution of the other, and with feature `ipc` a client of Bitcoin Core's mining interface of the third.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,6 +27,7 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 const EXTRANONCE: [u8; 24] = [5; 24];
+const SOCKET: &str = "node.sock";
 
 async fn node(folder: &Path, drop_submit_solution: bool) -> (DevNode, mpsc::Receiver<Event>) {
     let options = DevNodeOptions {
@@ -37,6 +38,7 @@ async fn node(folder: &Path, drop_submit_solution: bool) -> (DevNode, mpsc::Rece
         rpc_port: 0,
         template_port: 0,
         folder: folder.to_owned(),
+        ipc_socket: cfg!(feature = "ipc").then(|| folder.join(SOCKET)),
     };
     DevNode::start(&options).await.unwrap()
 }
@@ -192,3 +194,7 @@ async fn a_solution_is_thrown_away_where_that_is_asked_for() {
     assert!(matches!(events.recv().await.unwrap(), Event::Dropped));
     assert_ne!(let_in(&node).chain_info().await.unwrap().tip, hash);
 }
+
+#[cfg(feature = "ipc")]
+#[path = "dev_node/ipc.rs"]
+mod ipc;

@@ -1,6 +1,7 @@
-//! A node for tests: the embedded chain behind JSON-RPC and Template Distribution, on 127.0.0.1. All of it is
-//! `benches::dev_node`; here are the arguments. Its first line on stdout says where everything is, each
-//! further line what happened, all as JSON. A line on stdin makes a new tip; its end does not end the node.
+//! A node for tests: the embedded chain behind JSON-RPC and Template Distribution, on 127.0.0.1, and with
+//! feature `ipc` behind Bitcoin Core's mining interface. All of it is `benches::dev_node`; here are the
+//! arguments. Its first line on stdout says where everything is, each further line what happened, all as
+//! JSON. A line on stdin makes a new tip; its end does not end the node.
 
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
@@ -41,6 +42,9 @@ struct Arguments {
     /// Folder of the cookie file [default: one that goes away with this program]
     #[arg(long)]
     folder: Option<PathBuf>,
+    /// UNIX socket of Bitcoin Core's mining interface [default: none]
+    #[arg(long)]
+    ipc_socket: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -67,6 +71,7 @@ fn run(arguments: Arguments) -> Result<()> {
         rpc_port: arguments.rpc_port,
         template_port: arguments.template_port,
         folder: arguments.folder.or(folder).unwrap_or_default(),
+        ipc_socket: arguments.ipc_socket,
     };
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().context("a runtime")?;

@@ -169,6 +169,7 @@ impl<'a> Bench<'a> {
                 rpc_port: 0,
                 template_port: 0,
                 folder: folder.to_owned(),
+                ipc_socket: None,
             };
             runtime.block_on(DevNode::start(&options)).map(|(node, _)| node)
         };

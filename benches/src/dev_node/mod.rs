@@ -1,10 +1,13 @@
-//! A node for tests: `job-declarator`'s embedded chain behind the two doors that pools and declarators know,
-//! Bitcoin Core's JSON-RPC (`rpc.rs`) and Template Distribution (`distribution.rs`). Used by the program
-//! `dev_node` (and so by `scripts/interop`) and by `compare --pool`.
+//! A node for tests: `job-declarator`'s embedded chain behind the doors that pools and declarators know,
+//! Bitcoin Core's JSON-RPC (`rpc.rs`), Template Distribution (`distribution.rs`) and, with feature `ipc`,
+//! Core's mining interface (`ipc.rs`). Used by the program `dev_node` (and so by `scripts/interop`) and by
+//! `compare --pool`.
 //!
 //! On loopback only; it must never be taken for a node of any network, and is part of no product.
 
 mod distribution;
+#[cfg(feature = "ipc")]
+mod ipc;
 mod provider;
 mod rpc;
 
@@ -50,6 +53,8 @@ pub struct DevNodeOptions {
     pub template_port: u16,
     /// Where the cookie file is made.
     pub folder: PathBuf,
+    /// UNIX socket of the mining interface, which feature `ipc` brings; none without.
+    pub ipc_socket: Option<PathBuf>,
 }
 
 /// The way that a block came.
@@ -59,6 +64,8 @@ pub enum Door {
     Rpc,
     /// SubmitSolution.
     TemplateDistribution,
+    /// `submitSolution` of the mining interface.
+    Ipc,
     /// `DevNode::tip`.
     Command,
 }
@@ -70,6 +77,7 @@ impl Door {
         match self {
             Self::Rpc => "rpc",
             Self::TemplateDistribution => "template-distribution",
+            Self::Ipc => "ipc",
             Self::Command => "command",
         }
     }
@@ -131,7 +139,7 @@ impl Event {
     }
 }
 
-/// What both doors share.
+/// What all doors share.
 struct Inner {
     chain: EmbeddedChain,
     drop_submit_solution: bool,
@@ -173,13 +181,16 @@ pub struct DevNode {
     pub template_distribution: SocketAddr,
     /// What its clients may pin.
     pub authority: AuthorityPublicKey,
+    /// Closed with the node.
+    #[cfg(feature = "ipc")]
+    _ipc: Option<ipc::Open>,
 }
 
 impl DevNode {
-    /// Makes the chain and opens both doors, on 127.0.0.1.
+    /// Makes the chain and opens its doors, on 127.0.0.1.
     ///
     /// # Errors
-    /// A port or file that cannot be had, or options beyond the chain's limits.
+    /// A port, socket or file that cannot be had, or options beyond the chain's limits.
     pub async fn start(options: &DevNodeOptions) -> Result<(Self, mpsc::Receiver<Event>)> {
         ensure!(
             options.refresh >= Duration::from_millis(100),
@@ -200,12 +211,21 @@ impl DevNode {
         let rpc = rpc::serve(Arc::clone(&inner), on(options.rpc_port), &options.folder).await?;
         let distribution =
             distribution::serve(Arc::clone(&inner), on(options.template_port), templates).await?;
+        #[cfg(feature = "ipc")]
+        let ipc = match &options.ipc_socket {
+            Some(socket) => Some(ipc::serve(Arc::clone(&inner), socket)?),
+            None => None,
+        };
+        #[cfg(not(feature = "ipc"))]
+        ensure!(options.ipc_socket.is_none(), "built without feature `ipc`");
         let node = Self {
             inner,
             rpc: rpc.address,
             cookie_file: rpc.cookie_file,
             template_distribution: distribution.address,
             authority: distribution.authority,
+            #[cfg(feature = "ipc")]
+            _ipc: ipc,
         };
         Ok((node, told))
     }
@@ -258,21 +278,27 @@ async fn watch_templates(inner: Arc<Inner>) -> Result<watch::Receiver<Arc<NodeTe
     Ok(templates)
 }
 
-/// A block of the template, paid to anybody, and its hash.
-fn find_block(shown: &NodeTemplate) -> Result<(Vec<u8>, [u8; 32])> {
+/// Work on a template that pays anybody, and the header that its search starts with.
+fn anybodys_job(shown: &NodeTemplate) -> Result<(Job, HeaderFields)> {
     const ANYBODY: u8 = 0x51;
     let sats = shown.template.coinbase_value_sats;
     let outputs = [Output { sats, script: vec![ANYBODY] }];
     let job = Job::new(Arc::clone(&shown.template), &outputs, b"dev_node")?;
-    let mut extranonce = [0; EXTRANONCE_LEN];
-    let mut header = HeaderFields {
+    let header = HeaderFields {
         version: job.version(),
         prev_hash: shown.prev_hash.hash,
-        merkle_root: job.merkle_root(&extranonce),
+        merkle_root: job.merkle_root(&[0; EXTRANONCE_LEN]),
         ntime: shown.prev_hash.min_ntime,
         nbits: shown.prev_hash.nbits,
         nonce: 0,
     };
+    Ok((job, header))
+}
+
+/// A block of the template, paid to anybody, and its hash.
+fn find_block(shown: &NodeTemplate) -> Result<(Vec<u8>, [u8; 32])> {
+    let (job, mut header) = anybodys_job(shown)?;
+    let mut extranonce = [0; EXTRANONCE_LEN];
     let target = Target::from_compact(header.nbits);
     for tried in 0..TIP_HASHES_MAX {
         header.nonce = tried as u32;

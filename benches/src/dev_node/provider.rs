@@ -259,7 +259,10 @@ impl Provider {
 }
 
 /// The block that a solution completes: the coinbase is the client's, all else the template's.
-fn solved(shown: &NodeTemplate, solution: &SubmitSolution<'_>) -> Result<Vec<u8>, String> {
+pub(super) fn solved(
+    shown: &NodeTemplate,
+    solution: &SubmitSolution<'_>,
+) -> Result<Vec<u8>, String> {
     use bitcoin::hashes::Hash;
     let coinbase = solution.coinbase_tx.as_slice();
     let parsed: bitcoin::Transaction =

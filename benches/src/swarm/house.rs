@@ -90,6 +90,7 @@ impl House {
             rpc_port: 0,
             template_port: 0,
             folder: folder.path().to_owned(),
+            ipc_socket: None,
         };
         let (node, _) = runtime.block_on(DevNode::start(&node))?;
         let at = NodeAt {
