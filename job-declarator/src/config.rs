@@ -14,6 +14,7 @@ use bitcoin::{Network, ScriptBuf};
 use proto::noise::AuthorityPublicKey;
 use serde::{Deserialize, Serialize};
 
+use crate::declarator::{Known, WHOLE_REWARD};
 use crate::keys::{KeyFiles, Words};
 use crate::limits::{KNOWN_ADDRESSES_MAX, POOLS_MAX, USER_MAX};
 use crate::section;
@@ -148,7 +149,8 @@ section! {
         /// known_addresses. A pool that asks for more is not mined with.
         pub reward_to_others_max_percent: u32 [0..=100] = 100,
         /// The pool's own addresses, at most 64, if it publishes them: what it pays to any but these and
-        /// yours goes to others.
+        /// yours goes to others. Behind one may stand how much of the reward it may have, e.g.
+        /// "bc1q... 2.5%": what it gets beyond that goes to others, too.
         pub known_addresses: Vec<String> = Vec::new(),
         /// Its JSON API, e.g. `http://pool.example:9090`, to compare what it credited with what was sent.
         /// Empty: not asked.
@@ -355,7 +357,7 @@ impl Config {
         let mut seen = HashMap::new();
         for (at, pool) in self.pool.iter().enumerate() {
             pool.check(at)?;
-            pool.known_scripts(at, self.network())?;
+            pool.known(at, self.network())?;
             let address = pool.address.to_ascii_lowercase();
             if let Some(first) = seen.insert(address, at) {
                 let why = format!("{} is number {}'s already", pool.address, first + 1);
@@ -397,22 +399,33 @@ impl Pool {
         })
     }
 
-    /// What pays to the pool's own addresses.
+    /// What pays to the pool's own addresses, and how much of a reward each may have.
     ///
     /// # Errors
-    /// One is no address of this network; `at` as above.
-    pub fn known_scripts(
-        &self,
-        at: usize,
-        network: Network,
-    ) -> Result<Vec<ScriptBuf>, ConfigError> {
+    /// One is no address of this network, or what stands behind it no share; `at` as above.
+    pub fn known(&self, at: usize, network: Network) -> Result<Vec<Known>, ConfigError> {
         let key = entry_key("pool", at, "known_addresses");
         if self.known_addresses.len() > KNOWN_ADDRESSES_MAX {
             let why = format!("{} are too many; ", self.known_addresses.len());
             return Err(ConfigError::value(key, format!("{why}at most {KNOWN_ADDRESSES_MAX}")));
         }
-        let script = |text: &String| settings::address_script(&key, text, Some(network));
-        self.known_addresses.iter().map(script).collect()
+        let known = |text: &String| {
+            let (address, share) = match text.trim().split_once(char::is_whitespace) {
+                Some((address, share)) => (address, Some(share.trim_start())),
+                None => (text.trim(), None),
+            };
+            let script = settings::address_script(&key, address, Some(network))?.into_bytes();
+            let share_max = match share {
+                Some(text) => share_of(text).ok_or_else(|| {
+                    let why =
+                        format!("{text:?} is no share of the reward, e.g. \"{address} 2.5%\"");
+                    ConfigError::value(&key, why)
+                })?,
+                None => WHOLE_REWARD,
+            };
+            Ok(Known { script, share_max })
+        };
+        self.known_addresses.iter().map(known).collect()
     }
 
     fn check(&self, at: usize) -> Result<(), ConfigError> {
@@ -437,6 +450,19 @@ impl Pool {
         }
         Ok(())
     }
+}
+
+/// Percent with up to two decimals, "2.5%", in parts of `WHOLE_REWARD`.
+fn share_of(text: &str) -> Option<u32> {
+    let number = text.strip_suffix('%')?.trim_end();
+    let (whole, decimals) = number.split_once('.').unwrap_or((number, "0"));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(decimals) || decimals.len() > 2 {
+        return None;
+    }
+    let hundredths: u32 = format!("{decimals:0<2}").parse().ok()?;
+    let share = whole.parse::<u32>().ok()?.checked_mul(100)?.checked_add(hundredths)?;
+    (share <= WHOLE_REWARD).then_some(share)
 }
 
 /// `HOST:PORT`, where the host may be a name and an IPv6 address stands in brackets.

@@ -116,7 +116,7 @@ pub fn settings_of(config: &Config, identity: watch::Receiver<Arc<Identity>>) ->
     let payout_script = config.payout_script()?.into_bytes();
     let (mut pools, mut authorities) = (Vec::new(), Vec::new());
     for (at, pool) in config.pool.iter().enumerate() {
-        let known = pool.known_scripts(at, config.network())?;
+        let known = pool.known(at, config.network())?;
         pools.push(PoolOptions {
             name: pool.shown_name().to_owned(),
             address: pool.address.clone(),
@@ -124,7 +124,7 @@ pub fn settings_of(config: &Config, identity: watch::Receiver<Arc<Identity>>) ->
             user: config.user_at(pool).to_owned(),
             limit: OutputLimit {
                 own: payout_script.clone(),
-                known: known.into_iter().map(bitcoin::ScriptBuf::into_bytes).collect(),
+                known,
                 // At most 100, as the configuration was checked.
                 others_max_percent: pool.reward_to_others_max_percent as u8,
             },

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bitcoin::Network;
 use job_declarator::config::{Config, DeclareMode, Pool};
+use job_declarator::declarator::WHOLE_REWARD;
 use job_declarator::limits::{KNOWN_ADDRESSES_MAX, POOLS_MAX, USER_MAX};
 use job_declarator::settings::{
     ConfigError, LogFormat, NetworkName, NodeKind, NodeLogin, Secret, cookie_places, find_cookie,
@@ -314,7 +315,30 @@ fn addresses_must_be_of_the_nodes_network() {
     let said = refusal(&theirs);
     assert!(said.contains("known_addresses of [[pool]] number 1 bcrt1"), "{said}");
     let config = load(&format!("{theirs}[node]\nnetwork = \"regtest\"\n")).unwrap();
-    assert_eq!(config.pool[0].known_scripts(0, Network::Regtest).unwrap().len(), 1);
+    assert_eq!(config.pool[0].known(0, Network::Regtest).unwrap().len(), 1);
+}
+
+#[test]
+fn behind_a_known_address_may_stand_its_share() {
+    let with = |text: &str| pool("a.example", &format!("known_addresses = [\"{text}\"]"));
+    let cases = [
+        ("", WHOLE_REWARD),
+        (" 100%", WHOLE_REWARD),
+        (" 2%", 200),
+        ("  2.5 %", 250),
+        ("\\t0.01%", 1),
+        (" 0%", 0),
+    ];
+    for (share, parts) in cases {
+        let config = load(&with(&format!("{MAIN_ADDRESS}{share}"))).unwrap();
+        let known = config.pool[0].known(0, Network::Bitcoin).unwrap();
+        assert_eq!(known[0].share_max, parts, "{share:?}");
+        assert!(!known[0].script.is_empty());
+    }
+    for share in ["2", "%", "-1%", "+1%", "2.%", ".5%", "0.001%", "100.01%", "1e1%", "42949673%"] {
+        let said = refusal(&with(&format!("{MAIN_ADDRESS} {share}")));
+        assert!(said.contains("is no share of the reward, e.g."), "{share}: {said}");
+    }
 }
 
 #[test]

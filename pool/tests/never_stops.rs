@@ -14,7 +14,7 @@ use home::{
     BEHIND, DEAD, Device, ELSEWHERE, Home, NO_BLOCKS, NodeWay, PoolRig, REFUSES_ALL, STALLED, UP,
     chain, own, theirs,
 };
-use job_declarator::declarator::{Mode, PoolOptions};
+use job_declarator::declarator::{Known, Mode, OutputLimit, PoolOptions, WHOLE_REWARD};
 use job_declarator::node::embedded::EmbeddedChain;
 use job_declarator::run::Settings;
 use job_declarator::upstream::Source;
@@ -177,9 +177,10 @@ async fn a_pool_with_another_key_is_named_and_the_next_is_used() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pool_that_takes_more_than_the_owner_allows_is_refused_unless_its_script_is_known() {
     let (a, b, chain) = pools().await;
-    let known = |options: PoolOptions, known: Vec<Vec<u8>>| {
-        let limit = job_declarator::declarator::OutputLimit {
-            known,
+    // The first is known, too, but may have a hundredth at most.
+    let known = |options: PoolOptions, script: &[u8], share_max: u32| {
+        let limit = OutputLimit {
+            known: vec![Known { script: script.to_vec(), share_max }],
             others_max_percent: 0,
             ..options.limit.clone()
         };
@@ -187,15 +188,15 @@ async fn a_pool_that_takes_more_than_the_owner_allows_is_refused_unless_its_scri
     };
     let ((first, first_key), (second, second_key)) = (a.options("A"), b.options("B"));
     let pools = vec![
-        (known(first, Vec::new()), first_key),
-        (known(second, vec![b.script.clone()]), second_key),
+        (known(first, &a.script, WHOLE_REWARD / 100), first_key),
+        (known(second, &b.script, WHOLE_REWARD), second_key),
     ];
     let home = Home::start(pools, chain).await;
     let device = home.device("alice.bitaxe").await;
     let using = home.until_using(own(1)).await;
     home.until_mined_for(1, 3).await;
     let (_, why) = using.view.pools[0].last_failure.clone().unwrap();
-    assert!(why.contains("100 percent of the reward") && why.contains("your limit is 0"), "{why}");
+    assert!(why.contains("99 percent of the reward") && why.contains("your limit is 0"), "{why}");
     let work = home.view().work.unwrap();
     assert_eq!(work.outputs, [(work.value_sats, b.script.clone())]);
     device.stop().await;

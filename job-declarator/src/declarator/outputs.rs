@@ -3,6 +3,8 @@
 //!
 //! Must never pay an output that the owner's limit forbids: what is refused here is not mined.
 
+use std::collections::BTreeMap;
+
 use proto::limits::{COINBASE_SCRIPT_SIG_AT, SCRIPT_SIG_MAX};
 use proto::mining::client::WorkCoinbase;
 use proto::template::Output;
@@ -11,15 +13,27 @@ use thiserror::Error;
 use crate::declared::{NULL_OUTPOINT, Refusal, read_outputs};
 use crate::limits::MONEY_MAX_SATS;
 
+/// A whole reward, in the parts that shares of it are counted in.
+pub const WHOLE_REWARD: u32 = 10_000;
+
 /// What the owner lets one pool take of a block's reward.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutputLimit {
     /// The owner's own script: what goes there is not taken from him.
     pub own: Vec<u8>,
-    /// Scripts that the owner knows to be the pool's.
-    pub known: Vec<Vec<u8>>,
-    /// Percent of the reward that may go to anybody else, 0 to 100.
+    /// The distribution that the owner knows of: what stands twice may have the larger share.
+    pub known: Vec<Known>,
+    /// Percent of the reward, 0 to 100, that may go to anybody else or beyond a known one's share.
     pub others_max_percent: u8,
+}
+
+/// A script that the owner knows to be the pool's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// scriptPubKey.
+    pub script: Vec<u8>,
+    /// What it may have of the reward, up to `WHOLE_REWARD`.
+    pub share_max: u32,
 }
 
 /// Why a pool is not mined for.
@@ -44,8 +58,8 @@ pub enum BadOutputs {
     },
     /// Beyond the owner's limit.
     #[error(
-        "{percent} percent of the reward would go to addresses that you do not know, your limit is {limit} \
-         (reward_to_others_max_percent)"
+        "{percent} percent of the reward would go to addresses that you do not know, or beyond what you let \
+         those have that you do, your limit is {limit} (reward_to_others_max_percent)"
     )]
     BeyondLimit {
         /// Rounded up.
@@ -90,15 +104,31 @@ impl OutputLimit {
     /// Whether a coinbase with these outputs is one that the owner would mine.
     pub fn judge(&self, outputs: &[Output]) -> Result<(), BadOutputs> {
         let value: u128 = outputs.iter().map(|output| u128::from(output.sats)).sum();
-        let is_known = |script: &Vec<u8>| *script == self.own || self.known.contains(script);
-        let others = outputs.iter().filter(|output| !is_known(&output.script));
-        let others: u128 = others.map(|output| u128::from(output.sats)).sum();
+        // By script: a share that is split over many outputs is one share.
+        let mut paid: BTreeMap<&[u8], u128> = BTreeMap::new();
+        for output in outputs {
+            *paid.entry(&output.script).or_default() += u128::from(output.sats);
+        }
+        let beyond =
+            |(script, sats): (&&[u8], &u128)| sats.saturating_sub(self.may_have(script, value));
+        let others: u128 = paid.iter().map(beyond).sum();
         if others * 100 <= value * u128::from(self.others_max_percent) {
             return Ok(());
         }
         // Above zero, for nothing taken of nothing is within every limit.
         let percent = (others * 100).div_ceil(value) as u64;
         Err(BadOutputs::BeyondLimit { percent, limit: self.others_max_percent })
+    }
+
+    /// Sats of a reward that are not counted against the limit. A share is rounded up: a pool that rounds to
+    /// its favour is one sat beyond it.
+    fn may_have(&self, script: &[u8], value: u128) -> u128 {
+        if script == self.own {
+            return value;
+        }
+        let known = self.known.iter().filter(|known| known.script == script);
+        let share = known.map(|known| known.share_max).max().unwrap_or(0);
+        (value * u128::from(share)).div_ceil(u128::from(WHOLE_REWARD))
     }
 }
 
@@ -153,7 +183,12 @@ mod tests {
     }
 
     fn limit(others_max_percent: u8) -> OutputLimit {
-        OutputLimit { own: b"own".to_vec(), known: vec![b"pool".to_vec()], others_max_percent }
+        let known = vec![known(b"pool", WHOLE_REWARD), known(b"fee", 250)];
+        OutputLimit { own: b"own".to_vec(), known, others_max_percent }
+    }
+
+    fn known(script: &[u8], share_max: u32) -> Known {
+        Known { script: script.to_vec(), share_max }
     }
 
     #[test]
@@ -272,6 +307,35 @@ mod tests {
         assert_eq!(limit(100).judge(&of(100)), Ok(()));
         let own = [Output { sats: 100, script: b"own".to_vec() }];
         assert_eq!(limit(0).judge(&own), Ok(()));
+    }
+
+    #[test]
+    fn a_known_script_gets_up_to_its_share_and_the_rest_counts_as_others() {
+        // 2.5 percent of a reward that it does not divide, rounded up.
+        const VALUE: u64 = 3_125_000_011;
+        const SHARE: u64 = 78_125_001;
+        let judged = |limit: &OutputLimit, fees: &[u64]| {
+            let rest = VALUE - fees.iter().sum::<u64>();
+            let mut outputs = vec![Output { sats: rest, script: b"pool".to_vec() }];
+            outputs.extend(fees.iter().map(|sats| Output { sats: *sats, script: b"fee".to_vec() }));
+            limit.judge(&outputs)
+        };
+        assert_eq!(judged(&limit(0), &[SHARE]), Ok(()));
+        assert_eq!(judged(&limit(0), &[SHARE - 9, 9]), Ok(()));
+        let beyond = Err(BadOutputs::BeyondLimit { percent: 1, limit: 0 });
+        assert_eq!(judged(&limit(0), &[SHARE + 1]), beyond);
+        assert_eq!(judged(&limit(0), &[SHARE, 1]), beyond, "split over two outputs");
+        // What is beyond the share, and nothing else, is held against the limit.
+        let one_percent = VALUE / 100;
+        assert_eq!(judged(&limit(1), &[SHARE + one_percent]), Ok(()));
+        assert!(judged(&limit(1), &[SHARE + one_percent + 1]).is_err());
+
+        let mut twice = limit(0);
+        twice.known.push(known(b"fee", WHOLE_REWARD));
+        assert_eq!(judged(&twice, &[VALUE]), Ok(()), "the larger share holds");
+        let mut own = limit(0);
+        own.own = b"fee".to_vec();
+        assert_eq!(judged(&own, &[VALUE]), Ok(()), "what is the owner's is his");
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use job_declarator::declarator::{
-    Declarator, Effect, End, Input, LinkId, Mode, Note, Options, OutputLimit, PoolOptions,
-    PoolTally, Published,
+    Declarator, Effect, End, Input, Known, LinkId, Mode, Note, Options, OutputLimit, PoolOptions,
+    PoolTally, Published, WHOLE_REWARD,
 };
 use job_declarator::node::{NodeTemplate, TemplateMark};
 use proto::extranonce::ExtranonceAllocator;
@@ -57,7 +57,9 @@ pub fn options(pools: usize) -> Options {
         user: "alice.house".to_owned(),
         limit: OutputLimit {
             own: vec![0x52],
-            known: vec![vec![0x51], vec![0x53]],
+            known: [0x51, 0x53]
+                .map(|script| Known { script: vec![script], share_max: WHOLE_REWARD })
+                .to_vec(),
             others_max_percent: 2,
         },
     };

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use job_declarator::declarator::{
-    Declarator, Effect, End, Input, LinkId, Mode, Options, OutputLimit, PoolOptions, Published,
-    ShareLoss, of_suffix,
+    Declarator, Effect, End, Input, Known, LinkId, Mode, Options, OutputLimit, PoolOptions,
+    Published, ShareLoss, WHOLE_REWARD, of_suffix,
 };
 use job_declarator::limits::{
     POOL_RETRY_REFUSED_MS, POOL_RETURN_AFTER_MS, POOL_STAGGER_MS, SESSION_LINGER_MS,
@@ -190,7 +190,9 @@ impl World {
         let limits: Vec<OutputLimit> = (0..count)
             .map(|at| OutputLimit {
                 own: vec![0x52],
-                known: vec![script_of(at), vec![0x53, at as u8]],
+                known: [script_of(at), vec![0x53, at as u8]]
+                    .map(|script| Known { script, share_max: WHOLE_REWARD })
+                    .to_vec(),
                 others_max_percent: 2,
             })
             .collect();
