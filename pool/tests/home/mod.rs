@@ -11,6 +11,7 @@
 pub(crate) mod proxy;
 pub(crate) mod refuser;
 pub(crate) mod v1;
+pub(crate) mod witness;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -71,6 +72,7 @@ impl PoolRig {
         let folder = tempfile::tempdir().unwrap();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut config = Config::default();
+        config.pool.payout_address = nobodys_address();
         config.pool.data_dir = folder.path().to_owned();
         config.pool.drain_s = 1;
         config.node.kind = NodeKind::Embedded;
@@ -133,6 +135,14 @@ impl PoolRig {
         };
         (options, self.pool.authority)
     }
+}
+
+/// Another one for each pool, by which a device's work tells whose it is.
+fn nobodys_address() -> String {
+    static POOLS: AtomicU8 = AtomicU8::new(1);
+    let hash = [POOLS.fetch_add(1, Ordering::Relaxed); 20];
+    let program = bitcoin::WitnessProgram::new(bitcoin::WitnessVersion::V0, &hash).unwrap();
+    bitcoin::Address::from_witness_program(program, Network::Regtest).to_string()
 }
 
 /// Somebody's way to a node.
@@ -383,6 +393,11 @@ impl Home {
     pub(crate) async fn v1_device(&self, name: &str) -> v1::V1Device {
         self.until_open().await;
         v1::V1Device::start(self.running.sv1.unwrap(), name).await
+    }
+
+    pub(crate) async fn witness(&self) -> witness::Witness {
+        self.until_open().await;
+        witness::Witness::start(self.running.sv2, self.authority).await
     }
 }
 
