@@ -210,9 +210,10 @@ pub const SESSION_LINGER_MS: u64 = 5_000;
 pub const SESSIONS_LINGERING_MAX: usize = 4;
 /// Tries to have one job promised that the pool says is of an old tip; by then one of the two nodes is
 /// behind, and the pool's own jobs are mined until ours has another tip.
-pub const STALE_TRIES_MAX: u32 = 4;
-/// Pause before the first of them; doubled with each.
-pub const STALE_RETRY_MS: u64 = 1_000;
+pub const STALE_TRIES_MAX: u32 = 6;
+/// Pause before the second of them; doubled with each. SRI's server is some milliseconds behind its own node,
+/// and shares wait for its promise: the first pause is short, all together eight seconds.
+pub const STALE_RETRY_MS: u64 = 250;
 /// Jobs whose shares are still known: those of three tips, at a template every half minute and more.
 pub const WORKS_KEPT_MAX: usize = 128;
 /// A pool's own job on the tip that devices work on follows the one before by so long at least: each is sent
