@@ -6,7 +6,7 @@
 //! that the disk does not take is offered all the same.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::clock::unix_s;
+use crate::folder::write_durably;
 use crate::limits::{BLOCK_RETRY, BLOCK_WRITE_MAX, BLOCKS_SETTLED_KEPT, BLOCKS_UNWRITTEN_MAX};
 use crate::node::{Node, Submitted};
 
@@ -123,7 +124,7 @@ impl BlocksHandle {
             write_durably(&dir, &format!("{}.{BLOCK}", kept.name), &kept.bytes)
         });
         let error = match timeout(BLOCK_WRITE_MAX, written).await {
-            Ok(Ok(Ok(()))) => return,
+            Ok(Ok(Ok(_))) => return,
             Ok(Ok(Err(error))) => error,
             Ok(Err(error)) => io::Error::other(error),
             Err(_) => io::Error::from(io::ErrorKind::TimedOut),
@@ -214,17 +215,6 @@ impl BlocksHandle {
         });
         true
     }
-}
-
-/// The file is whole and on disk under its name, or there is an error and no such file.
-fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let unfinished = dir.join(format!("{name}.part"));
-    let mut out = File::create(&unfinished)?;
-    out.write_all(bytes)?;
-    out.sync_all()?;
-    fs::rename(&unfinished, dir.join(name))?;
-    // The name itself is only durable once its folder is.
-    File::open(dir)?.sync_all()
 }
 
 /// Blocks without an answer, the oldest first.

@@ -12,6 +12,7 @@ pub mod declared;
 pub mod device;
 pub mod door;
 pub mod feed;
+pub mod folder;
 pub mod http;
 pub mod keys;
 pub mod limits;

@@ -7,10 +7,9 @@
 //! doors for devices. Must never open a door without work behind it, nor end because a pool or the node does.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -41,6 +40,7 @@ use crate::declarator::{
 use crate::device::{ChannelSnapshot, DeviceSnapshot, Dialect, FromDevice, House};
 use crate::door::{Door, Room};
 use crate::feed::{self, FromNode, NodeFacts};
+use crate::folder;
 use crate::http;
 use crate::keys::IdentityWatch;
 use crate::limits::{
@@ -98,7 +98,7 @@ fn load_keys(
     stop: &CancellationToken,
 ) -> Result<(AuthorityPublicKey, watch::Receiver<Arc<Identity>>)> {
     let data_dir = &config.declarator.data_dir;
-    make_data_dir(data_dir)?;
+    folder::make(data_dir)?;
     let files = config.key_files();
     let identity = files.load_or_make(unix_s()).context("the declarator's keys")?;
     let authority = identity.authority;
@@ -365,7 +365,7 @@ impl Running {
     reason = "the order of a start is one story, cut where a name helps"
 )]
 pub async fn start(settings: Settings, node: Arc<dyn Node>) -> Result<Running> {
-    let lock = take_data_dir(&settings.data_dir)?;
+    let lock = folder::take(&settings.data_dir, "declarator.data_dir")?;
     let sv2 = Door::take("devices.sv2_address", settings.sv2, Dialect::V2)?;
     let sv1 = settings.sv1.map(|at| Door::take("devices.sv1_address", at, Dialect::V1));
     let sv1 = sv1.transpose()?;
@@ -821,30 +821,6 @@ fn address_of(own: &str, elsewhere: Option<Elsewhere>) -> String {
     let (own_host, own_port) = own.rsplit_once(':').unwrap_or((own, ""));
     let port = port.map_or(own_port.to_owned(), |port| port.to_string());
     format!("{}:{port}", host.as_deref().unwrap_or(own_host))
-}
-
-fn make_data_dir(data_dir: &Path) -> Result<()> {
-    let mut folder = std::fs::DirBuilder::new();
-    folder.recursive(true).mode(0o700);
-    folder
-        .create(data_dir)
-        .with_context(|| format!("making the data folder {}", data_dir.display()))
-}
-
-/// Makes the data folder and locks it: two programs on one folder would be two owners of the same keys.
-fn take_data_dir(data_dir: &Path) -> Result<File> {
-    make_data_dir(data_dir)?;
-    let path = data_dir.join("lock");
-    let lock = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => {
-            bail!("another program uses the data folder {}", data_dir.display())
-        }
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("locking {}", path.display()))
-        }
-    }
 }
 
 #[cfg(test)]

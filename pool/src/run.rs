@@ -6,9 +6,8 @@
 //! proofs, the node's first template and the blocks of an earlier run are in hand. Stopping: miners first, then the
 //! ledger that their last batches need, then the rest.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -18,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use job_declarator::clock::{Clock, unix_s};
 use job_declarator::command::{cancelled_by_signal, wait_for_signal};
 use job_declarator::declared::Rule;
+use job_declarator::folder;
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
 use job_declarator::node::rpc::{RpcAuth, RpcNode, RpcOptions, RpcTimes};
 use job_declarator::node::{ChainInfo, Node};
@@ -163,7 +163,8 @@ pub async fn start_behind(
     let declarers_max = if config.declare.enabled { config.declare.max_connections } else { 0 };
     raise_file_limit(config.listen.max_connections + declarers_max);
     let metrics = Arc::new(Metrics::new());
-    let (data_dir, data_dir_lock) = take_data_dir(config)?;
+    let data_dir = config.pool.data_dir.as_path();
+    let data_dir_lock = folder::take(data_dir, "pool.data_dir")?;
     let door = bind("listen.address", config.listen.address)?;
     let listen = door.local_addr().context("the address for miners")?;
     let declarers_door = match config.declare.enabled {
@@ -336,28 +337,6 @@ impl Running {
 fn ended(task: &str, how: Result<(), tokio::task::JoinError>) {
     if let Err(error) = how {
         warn!(task, %error, "a task failed");
-    }
-}
-
-/// Makes the data folder and locks it: two pools on one folder would be two owners of the same keys,
-/// blocks and credit.
-fn take_data_dir(config: &Config) -> Result<(&Path, File)> {
-    let data_dir = &config.pool.data_dir;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(data_dir)
-        .with_context(|| format!("making the data folder {}", data_dir.display()))?;
-    let path = data_dir.join("lock");
-    let lock = File::create(&path).with_context(|| format!("opening {}", path.display()))?;
-    match lock.try_lock() {
-        Ok(()) => Ok((data_dir, lock)),
-        Err(TryLockError::WouldBlock) => {
-            bail!("another pool uses the data folder {} (pool.data_dir)", data_dir.display())
-        }
-        Err(TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("locking {}", path.display()))
-        }
     }
 }
 

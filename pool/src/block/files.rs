@@ -5,11 +5,12 @@
 //! Must never delete what it cannot read, nor leave a half file under a name that is read.
 
 use std::collections::{HashSet, VecDeque};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bitcoin::hashes::Hash;
+use job_declarator::folder::{write_durably, write_synced};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -57,23 +58,6 @@ pub(super) fn write(dir: &Path, block: &OnDisk) -> io::Result<PathBuf> {
         warn!(%error, "finder of the block not noted on disk");
     }
     write_durably(dir, &file_name(record, BLOCK), bytes)
-}
-
-/// The file is whole and on disk under its name, or there is an error and no such file.
-fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<PathBuf> {
-    let file = dir.join(name);
-    let unfinished = dir.join(format!("{name}.part"));
-    write_synced(&unfinished, bytes)?;
-    fs::rename(&unfinished, &file)?;
-    // The name itself is only durable once its folder is.
-    File::open(dir)?.sync_all()?;
-    Ok(file)
-}
-
-fn write_synced(file: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut out = File::create(file)?;
-    out.write_all(bytes)?;
-    out.sync_all()
 }
 
 /// The bytes of a block of ours, wherever its file stands. `None` once it was dropped, and of a block that
