@@ -14,13 +14,16 @@ use bitcoin::BlockHash;
 use bitcoin::hashes::Hash;
 use proto::mining::server::FoundBlock;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::clock::unix_s;
 use crate::folder::write_durably;
-use crate::limits::{BLOCK_RETRY, BLOCK_WRITE_MAX, BLOCKS_SETTLED_KEPT, BLOCKS_UNWRITTEN_MAX};
+use crate::limits::{
+    BLOCK_RETRY, BLOCK_UNANSWERED_SAID_EVERY, BLOCK_WRITE_MAX, BLOCKS_SETTLED_KEPT,
+    BLOCKS_UNWRITTEN_MAX,
+};
 use crate::node::{Node, Submitted};
 
 const BLOCK: &str = "block";
@@ -141,7 +144,10 @@ impl BlocksHandle {
 
     async fn offer_all(self, node: Arc<dyn Node>, mut from_memory: mpsc::Receiver<Arc<Block>>) {
         let mut in_memory = Vec::new();
+        let mut said_at = None;
         loop {
+            let says =
+                said_at.is_none_or(|at: Instant| at.elapsed() >= BLOCK_UNANSWERED_SAID_EVERY);
             while in_memory.len() < BLOCKS_UNWRITTEN_MAX
                 && let Ok(block) = from_memory.try_recv()
             {
@@ -149,20 +155,25 @@ impl BlocksHandle {
             }
             let mut unanswered = Vec::new();
             for block in in_memory {
-                if !self.offer(&*node, &block).await {
+                if !self.offer(&*node, &block, says).await {
                     unanswered.push(block);
                 }
             }
             in_memory = unanswered;
-            let is_left = !self.offer_files(&*node).await || !in_memory.is_empty();
-            // A new one does not wait for the old ones' turn.
+            let is_left = !self.offer_files(&*node, says).await || !in_memory.is_empty();
+            if is_left && says {
+                said_at = Some(Instant::now());
+            }
+            // A new one does not wait for the old ones' turn, and what becomes of it is said.
             let pause = if is_left { BLOCK_RETRY } else { BLOCK_RETRY * 30 };
-            let _ = timeout(pause, self.news.notified()).await;
+            if timeout(pause, self.news.notified()).await.is_ok() || !is_left {
+                said_at = None;
+            }
         }
     }
 
     /// `true` once the node has answered for each. The oldest first: one may build on another.
-    async fn offer_files(&self, node: &dyn Node) -> bool {
+    async fn offer_files(&self, node: &dyn Node, says: bool) -> bool {
         let files = unsettled(&self.dir).unwrap_or_else(|error| {
             warn!(%error, "the folder of found blocks cannot be read");
             Vec::new()
@@ -172,14 +183,16 @@ impl BlocksHandle {
             let bytes = match fs::read(&file) {
                 Ok(bytes) => bytes,
                 Err(error) => {
-                    warn!(file = %file.display(), %error, "a found block cannot be read");
+                    if says {
+                        warn!(file = %file.display(), %error, "a found block cannot be read");
+                    }
                     are_settled = false;
                     continue;
                 }
             };
             let name = file.file_stem().map(|name| name.to_string_lossy().into_owned());
             let block = Block { name: name.unwrap_or_default(), bytes };
-            if !self.offer(node, &block).await {
+            if !self.offer(node, &block, says).await {
                 are_settled = false;
             } else if let Err(error) = settle(&self.dir, &file) {
                 warn!(block = block.name, %error, "a settled block stays where it is");
@@ -189,14 +202,16 @@ impl BlocksHandle {
     }
 
     /// `true` once the node has answered.
-    async fn offer(&self, node: &dyn Node, block: &Block) -> bool {
+    async fn offer(&self, node: &dyn Node, block: &Block, says: bool) -> bool {
         let Block { name, bytes } = block;
         let state = match node.submit_block(bytes).await {
             Ok(Submitted::Accepted | Submitted::AlreadyKnown) => BlockState::Accepted,
             Ok(Submitted::Stale) => BlockState::Stale,
             Ok(Submitted::Rejected(why)) => BlockState::Rejected(why),
             Err(error) => {
-                warn!(block = name, %error, "the node has not taken the block yet");
+                if says {
+                    warn!(block = name, %error, "the node has not taken the block yet");
+                }
                 return false;
             }
         };

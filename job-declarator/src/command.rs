@@ -52,6 +52,13 @@ pub async fn wait_for_signal() {
     }
 }
 
+/// Says that `usual`, a configuration file that lies here, is not read because nobody named it.
+pub fn note_unread(program: &str, named: Option<&Path>, usual: &str) {
+    if named.is_none() && Path::new(usual).exists() {
+        eprintln!("{program}: {usual} lies here and is not read; name it: -c {usual}");
+    }
+}
+
 /// What a command does until it ends.
 pub type Running = Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
 

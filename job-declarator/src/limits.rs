@@ -300,6 +300,8 @@ pub const DEVICES_DRAIN: Duration = Duration::from_secs(3);
 
 /// Pause before a block is offered again to a node that gave no answer.
 pub const BLOCK_RETRY: Duration = Duration::from_secs(2);
+/// How often it is said that one has no answer yet: a node may be away for days.
+pub const BLOCK_UNANSWERED_SAID_EVERY: Duration = Duration::from_secs(60);
 /// Blocks in memory that the disk did not take, 4 MB each at most: more than a house finds before somebody looks.
 pub const BLOCKS_UNWRITTEN_MAX: usize = 4;
 /// Settled blocks whose files are kept: a house finds one in years, a development chain some in a minute.

@@ -57,6 +57,7 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn load(&self) -> Result<Config, ConfigError> {
+        command::note_unread(PROGRAM, self.path.as_deref(), "pool.toml");
         Config::load(self.path.as_deref(), std::env::vars_os())
     }
 }

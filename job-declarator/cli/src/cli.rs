@@ -53,6 +53,7 @@ struct ConfigFile {
 
 impl ConfigFile {
     fn load(&self) -> Result<Config, ConfigError> {
+        command::note_unread(PROGRAM, self.path.as_deref(), "declarator.toml");
         Config::load(self.path.as_deref(), std::env::vars_os())
     }
 }

@@ -382,9 +382,10 @@ impl<W: Write> Screen<W> {
             let rate = report.status().hashes_per_s as f64;
             let rate = if rate > 0.0 { rate } else { view.fleet };
             self.event(&format!(
-                "{} acknowledged, {} of yours promised; {}",
+                "{} credited, {} promised, {}; {}",
                 counted(tally.acknowledged, "share"),
                 counted(tally.promised, "template"),
+                counted(view.tally.blocks, "block"),
                 rate_for_people(rate)
             ));
         }

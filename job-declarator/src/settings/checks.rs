@@ -67,6 +67,9 @@ pub fn check_network(node: &str, found: Network, expected: Network) -> Result<()
     Err(ConfigError::NodeNetwork { node: node.to_owned(), found, expected })
 }
 
+/// How addresses start, in lower case.
+const STARTS: [&str; 8] = ["bc1", "tb1", "bcrt1", "1", "3", "m", "n", "2"];
+
 /// What pays to an address. Without a network any will do: to see that it is an address at all.
 ///
 /// # Errors
@@ -76,8 +79,14 @@ pub fn address_script(
     text: &str,
     network: Option<Network>,
 ) -> Result<ScriptBuf, ConfigError> {
-    let address: Address<NetworkUnchecked> = text.parse().map_err(|error| {
-        ConfigError::value(key, format!("{text} is not a Bitcoin address: {error}"))
+    // The library's own words are of encodings, and of base58 also where it is none.
+    let address: Address<NetworkUnchecked> = text.parse().map_err(|_| {
+        let why = if STARTS.iter().any(|start| text.to_ascii_lowercase().starts_with(start)) {
+            "a character of it is wrong, missing or too many: its checksum does not fit"
+        } else {
+            "one starts with bc1, 1 or 3, and on test networks with tb1, bcrt1, m, n or 2"
+        };
+        ConfigError::value(key, format!("{text} is not a Bitcoin address: {why}"))
     })?;
     if let Some(network) = network.filter(|network| !address.is_valid_for_network(*network)) {
         return Err(ConfigError::WrongNetwork {
