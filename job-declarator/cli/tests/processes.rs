@@ -1,5 +1,6 @@
 //! The house as processes of its own: a node, two pools and the declarator, killed, stopped in their tracks and
-//! started again by signals, as an operating system does it. What happens is read from the status page's JSON.
+//! started again by signals, as an operating system does it. What happens is read from the status page's JSON,
+//! and what a switch costs also from a device that writes down when it was given whose work.
 //! Needs `pool` and `dev_node` beside this package's program; where cargo has not built them it says so.
 
 #![cfg(feature = "demo")]
@@ -8,6 +9,9 @@
     clippy::panic,
     reason = "builders outside a #[test] fail it just as well"
 )]
+
+#[path = "../../../pool/tests/home/witness.rs"]
+mod witness;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -21,11 +25,25 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+use witness::Witness;
 
 /// Far beyond what anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(150);
-/// Nobody's, of BIP173's examples.
+/// Where solo blocks of the house pay: nobody's, of BIP173's examples.
 const ADDRESS: &str = "bcrt1qw508d6qejxtdg4y5r3zarvary0c5xw7kygt080";
+
+/// What pays to it.
+fn script_of(address: &str) -> Vec<u8> {
+    use bitcoin::address::NetworkUnchecked;
+    let address: bitcoin::Address<NetworkUnchecked> = address.parse().unwrap();
+    address.assume_checked().script_pubkey().into_bytes()
+}
+
+/// Another one for each pool, by which a device's work tells whose it is.
+fn nobodys_address(at: u8) -> String {
+    let program = bitcoin::WitnessProgram::new(bitcoin::WitnessVersion::V0, &[at; 20]).unwrap();
+    bitcoin::Address::from_witness_program(program, bitcoin::Network::Regtest).to_string()
+}
 
 /// A program that is built beside ours.
 fn program(name: &str) -> Option<PathBuf> {
@@ -92,6 +110,8 @@ struct Pool {
     declare: u16,
     http: u16,
     key: String,
+    /// Where its blocks pay.
+    script: Vec<u8>,
     process: Process,
 }
 
@@ -101,8 +121,10 @@ impl Pool {
         std::fs::create_dir(&folder).unwrap();
         let (mining, declare, http) = (free_port(), free_port(), free_port());
         let (url, cookie) = (node["rpc"].as_str().unwrap(), node["cookie_file"].as_str().unwrap());
+        let address = nobodys_address(name.as_bytes()[0]);
+        let script = script_of(&address);
         let config = format!(
-            "[pool]\npayout_address = \"{ADDRESS}\"\ndrain_s = 1\n\
+            "[pool]\npayout_address = \"{address}\"\ndrain_s = 1\n\
              [node]\nnetwork = \"regtest\"\nurl = \"{url}\"\ncookie_file = \"{cookie}\"\n\
              [listen]\naddress = \"127.0.0.1:{mining}\"\n\
              [declare]\naddress = \"127.0.0.1:{declare}\"\n\
@@ -111,8 +133,8 @@ impl Pool {
         );
         std::fs::write(folder.join("pool.toml"), config).unwrap();
         let process = Process::start(name, &folder, &program, &["run", "-c", "pool.toml"]);
-        let mut pool =
-            Self { name, folder, program, mining, declare, http, key: String::new(), process };
+        let key = String::new();
+        let mut pool = Self { name, folder, program, mining, declare, http, key, script, process };
         pool.await_ready();
         let page = get(pool.http, "/api/v1/pool");
         pool.key = page["authority_public_key"].as_str().unwrap().to_owned();
@@ -165,6 +187,7 @@ struct House {
     declarator: Process,
     http: u16,
     device: Option<(CancellationToken, Arc<MinerReport>)>,
+    witness: Option<Witness>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -186,10 +209,13 @@ impl House {
         let declarator = Process::start("declarator", folder, ours, &arguments);
         until("the status page", || TcpStream::connect(("127.0.0.1", http)).is_ok());
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        let mut house = Self { declarator, http, device: None, runtime };
+        let mut house = Self { declarator, http, device: None, witness: None, runtime };
         until("the door for devices", || TcpStream::connect(("127.0.0.1", sv2)).is_ok());
         let key = house.status()["listen"]["authority_public_key"].as_str().unwrap().to_owned();
-        let mut options = CpuMinerOptions::new("127.0.0.1", sv2, key.parse().unwrap());
+        let key = key.parse().unwrap();
+        let at = SocketAddr::from(([127, 0, 0, 1], sv2));
+        house.witness = Some(house.runtime.block_on(Witness::start(at, key)));
+        let mut options = CpuMinerOptions::new("127.0.0.1", sv2, key);
         options.user_identity = "bitaxe".to_owned();
         options.duty_percent = 20;
         let (stop, report) = (CancellationToken::new(), Arc::new(MinerReport::default()));
@@ -230,6 +256,12 @@ impl House {
         all[switches..].iter().map(|switch| switch["idle_ms"].as_u64().unwrap()).collect()
     }
 
+    /// How long after `since` a device had work that pays as `is_so` says.
+    fn took_since(&self, since: Instant, is_so: impl Fn(&[u8]) -> bool) -> Duration {
+        let witness = self.witness.as_ref().unwrap();
+        self.runtime.block_on(witness.took_since(since, is_so))
+    }
+
     fn switches(&self) -> usize {
         self.status()["switches"].as_array().unwrap().len()
     }
@@ -260,16 +292,23 @@ fn processes_that_are_killed_or_stand_still_do_not_stop_the_devices() {
     house.until_mining("own", Some(0));
 
     // Its sockets are reset.
-    let before = house.switches();
+    let (before, since) = (house.switches(), Instant::now());
     a.process.kill();
+    let took = house.took_since(since, |payee| payee != a.script);
+    assert!(took <= Duration::from_secs(1), "{took:?}");
     house.until_mining("own", Some(1));
     assert!(house.idle_since(before).iter().all(|idle_ms| *idle_ms <= 1_000));
     a.again();
+    let since = Instant::now();
+    let took = house.took_since(since, |payee| payee == a.script);
+    assert!(took <= Duration::from_secs(90), "{took:?}");
     house.until_mining("own", Some(0));
 
     // It stands still and says nothing, with its sockets open.
-    let before = house.switches();
+    let (before, since) = (house.switches(), Instant::now());
     a.process.signal(Signal::STOP);
+    let took = house.took_since(since, |payee| payee != a.script);
+    assert!(took <= Duration::from_secs(15), "{took:?}");
     house.until_mining("own", Some(1));
     let idle = house.idle_since(before);
     assert!(idle.iter().all(|idle_ms| *idle_ms <= 15_000), "{idle:?}");
@@ -287,7 +326,10 @@ fn processes_that_are_killed_or_stand_still_do_not_stop_the_devices() {
     let before = house.switches();
     let Pool { process: mut process_b, .. } = b;
     process_b.kill();
+    let since = Instant::now();
     a.process.kill();
+    let took = house.took_since(since, |payee| payee == script_of(ADDRESS));
+    assert!(took <= Duration::from_millis(250), "{took:?}");
     house.until_mining("solo", None);
     let idle = house.idle_since(before);
     assert!(idle.iter().all(|idle_ms| *idle_ms <= 250), "{idle:?}");
