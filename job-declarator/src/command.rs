@@ -2,7 +2,8 @@
 //! whether it is ready. Called by `cli.rs` of the pool and of `job-declarator/cli`, which say what a
 //! person types.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage (clap's own), 78 bad configuration (EX_CONFIG), so that
+//! What is said goes to stderr by threads of its own: whoever reads it may be gone, full or asleep, and none of
+//! that may reach what mines. Exit codes: 0 done, 1 failed, 2 wrong usage (clap's own), 78 bad configuration (EX_CONFIG), so that
 //! a supervisor can tell what a restart will not mend. Must never print a secret or a backtrace.
 
 use std::io::{IsTerminal, Read, Write};
@@ -10,16 +11,18 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::pin::Pin;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use proto::noise::Identity;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 use crate::keys::{self, KeyFiles};
-use crate::limits::TURNS_PER_LOOK;
+use crate::limits::{LOG_LINES_MAX, RUNTIME_ENDS_WITHIN, SAID_WITHIN, TURNS_PER_LOOK};
 use crate::settings::{ConfigError, LogFormat};
 
 /// A token that SIGTERM or Ctrl-C cancels.
@@ -55,12 +58,15 @@ pub async fn wait_for_signal() {
 /// Says that `usual`, a configuration file that lies here, is not read because nobody named it.
 pub fn note_unread(program: &str, named: Option<&Path>, usual: &str) {
     if named.is_none() && Path::new(usual).exists() {
-        eprintln!("{program}: {usual} lies here and is not read; name it: -c {usual}");
+        say(format!("{program}: {usual} lies here and is not read; name it: -c {usual}"));
     }
 }
 
 /// What a command does until it ends.
 pub type Running = Pin<Box<dyn Future<Output = anyhow::Result<()>>>>;
+
+/// The thread that writes the log, and what it had no room for.
+static LOG: Mutex<Option<(WorkerGuard, ErrorCounter)>> = Mutex::new(None);
 
 const FAILED: u8 = 1;
 const BAD_CONFIG: u8 = 78;
@@ -69,15 +75,35 @@ const BAD_CONFIG: u8 = 78;
 pub fn own_up_to_bugs(program: &'static str) {
     std::panic::set_hook(Box::new(move |panic| {
         let what = panic.to_string().replace('\n', " ");
-        eprintln!("{program}: a bug, please report it: {what}");
+        say(format!("{program}: a bug, please report it: {what}"));
     }));
+}
+
+/// One line on stderr. Waited for a little, so that it stands before what follows; never longer.
+fn say(line: String) {
+    let (written, is_written) = std::sync::mpsc::sync_channel(1);
+    let write = move || {
+        // There is nobody else to tell.
+        let _ = writeln!(std::io::stderr(), "{line}");
+        let _ = written.send(());
+    };
+    if std::thread::Builder::new().name("say".to_owned()).spawn(write).is_ok() {
+        let _ = is_written.recv_timeout(SAID_WITHIN);
+    }
 }
 
 /// The exit code of what a command came to; a failure is one line on stderr.
 #[must_use]
 pub fn ended(program: &str, outcome: anyhow::Result<()>) -> ExitCode {
+    let log = LOG.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let dropped = log.as_ref().map_or(0, |(_, dropped)| dropped.dropped_lines());
+    // Writes what waits.
+    drop(log);
+    if dropped > 0 {
+        say(format!("{program}: {dropped} lines were not said, as nobody read fast enough"));
+    }
     let Err(error) = outcome else { return ExitCode::SUCCESS };
-    eprintln!("{program}: {error:#}");
+    say(format!("{program}: {error:#}"));
     // Also what turned out wrong only once the node was asked.
     let bad_config = error.downcast_ref::<ConfigError>().is_some_and(|error| !error.may_pass());
     ExitCode::from(if bad_config { BAD_CONFIG } else { FAILED })
@@ -90,7 +116,10 @@ pub fn ended(program: &str, outcome: anyhow::Result<()>) -> ExitCode {
 pub fn block_on(running: Running) -> anyhow::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.enable_all().event_interval(TURNS_PER_LOOK).build()?;
-    runtime.block_on(running)
+    let ended = runtime.block_on(running);
+    // A disk that hangs has a thread that never comes back.
+    runtime.shutdown_timeout(RUNTIME_ENDS_WITHIN);
+    ended
 }
 
 /// Logs to stderr from here on.
@@ -99,15 +128,22 @@ pub fn block_on(running: Running) -> anyhow::Result<()> {
 /// Not a filter, or logging has started before.
 pub fn start_logging(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     let stderr = std::io::stderr;
+    let queue = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LOG_LINES_MAX);
+    let (writer, guard) = queue.thread_name("log").finish(stderr());
+    let dropped = writer.error_counter();
     let logging = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(filter)?)
-        .with_writer(stderr)
+        .with_writer(writer)
+        // Those would go to stderr themselves, and end the program where that fails.
+        .log_internal_errors(false)
         .with_ansi(stderr().is_terminal());
     let started = match format {
         LogFormat::Text => logging.try_init(),
         LogFormat::Json => logging.json().flatten_event(true).try_init(),
     };
-    started.map_err(|error| anyhow!("logging does not start: {error}"))
+    started.map_err(|error| anyhow!("logging does not start: {error}"))?;
+    *LOG.lock().unwrap_or_else(PoisonError::into_inner) = Some((guard, dropped));
+    Ok(())
 }
 
 /// What clients need to know of the identity, and whether it holds now. `none_yet` is said where there is

@@ -298,6 +298,14 @@ pub const DEVICES_DRAIN: Duration = Duration::from_secs(3);
 
 // ---- found blocks (blocks.rs) ----
 
+/// Lines of the log that wait for whoever reads it: some seconds of a bad day. Beyond, they are dropped and
+/// counted.
+pub const LOG_LINES_MAX: usize = 8_192;
+/// A last word waits so long for its reader.
+pub const SAID_WITHIN: Duration = Duration::from_secs(1);
+/// Threads that wait for a disk have so long once all else has ended.
+pub const RUNTIME_ENDS_WITHIN: Duration = Duration::from_secs(5);
+
 /// Pause before a block is offered again to a node that gave no answer.
 pub const BLOCK_RETRY: Duration = Duration::from_secs(2);
 /// How often it is said that one has no answer yet: a node may be away for days.

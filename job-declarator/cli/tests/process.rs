@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a helper that fails fails its test")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -151,6 +151,80 @@ fn it_says_what_it_waits_for_keeps_its_doors_closed_and_stops_when_told() {
     assert!(said.contains("is it running, with server=1, at node.url?"), "{said}");
     assert_eq!(program.is_told_to_stop().code(), Some(0));
     program.until_it_says("stopped");
+}
+
+/// A declarator that mines on a chain of its own, whose words go to `stderr`, and its page.
+fn start_saying_to(house: &House, stderr: Stdio) -> (Child, SocketAddr) {
+    let page = free_address();
+    let mut command = command(&house.config());
+    command
+        .env("DECLARATOR__NODE__KIND", "embedded")
+        .env("DECLARATOR__HTTP__ADDRESS", page.to_string());
+    (command.stderr(stderr).stdout(Stdio::null()).spawn().unwrap(), page)
+}
+
+/// What the page answers within ten seconds, if anything.
+fn is_ready(page: SocketAddr) -> bool {
+    let asked = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(page)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        write!(stream, "GET /health/ready HTTP/1.1\r\nHost: {page}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    asked().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+}
+
+fn until_ready(child: &mut Child, page: SocketAddr) {
+    let until = Instant::now() + PATIENCE;
+    while !is_ready(page) {
+        assert_eq!(child.try_wait().unwrap(), None, "it has ended");
+        assert!(Instant::now() < until, "never ready");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Each of them is a line of the log.
+fn knock_at(door: SocketAddr, times: usize) {
+    for _ in 0..times {
+        let mut stream = TcpStream::connect(door).unwrap();
+        stream.write_all(b"{\"id\":1,\"method\":\"mining.subscribe\",\"params\":[]}\n").unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let _ = stream.read(&mut [0; 64]);
+    }
+}
+
+#[test]
+fn words_that_nobody_can_read_end_nothing() {
+    let house = House::new();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let (mut child, page) = start_saying_to(&house, full.into());
+    until_ready(&mut child, page);
+    knock_at(house.sv2, 3);
+    assert!(is_ready(page));
+    assert!(Program { child, lines: sync_channel(0).1 }.is_told_to_stop().success());
+
+    // Somebody read, and has gone.
+    let (mut child, page) = start_saying_to(&house, Stdio::piped());
+    until_ready(&mut child, page);
+    drop(child.stderr.take());
+    knock_at(house.sv2, 3);
+    assert!(is_ready(page));
+    assert!(Program { child, lines: sync_channel(0).1 }.is_told_to_stop().success());
+}
+
+#[test]
+fn words_that_nobody_reads_hold_nothing_up() {
+    let house = House::new();
+    let (mut child, page) = start_saying_to(&house, Stdio::piped());
+    until_ready(&mut child, page);
+    // A pipe holds 64 KiB.
+    knock_at(house.sv2, 1_000);
+    assert!(is_ready(page), "it stands still");
+    let unread = child.stderr.take();
+    assert!(Program { child, lines: sync_channel(0).1 }.is_told_to_stop().success());
+    drop(unread);
 }
 
 #[test]
