@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bitcoin::BlockHash;
 use bitcoin::hashes::Hash;
 use proto::mining::server::FoundBlock;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -21,8 +21,8 @@ use tracing::{error, info, warn};
 use crate::clock::unix_s;
 use crate::folder::write_durably;
 use crate::limits::{
-    BLOCK_RETRY, BLOCK_UNANSWERED_SAID_EVERY, BLOCK_WRITE_MAX, BLOCKS_SETTLED_KEPT,
-    BLOCKS_UNWRITTEN_MAX,
+    BLOCK_DISK_ASKED_MAX, BLOCK_RETRY, BLOCK_UNANSWERED_SAID_EVERY, BLOCK_WRITE_MAX,
+    BLOCKS_SETTLED_KEPT, BLOCKS_UNWRITTEN_MAX,
 };
 use crate::node::{Node, Submitted};
 
@@ -62,6 +62,8 @@ pub enum BlockState {
 #[derive(Clone)]
 pub struct BlocksHandle {
     dir: Arc<Path>,
+    /// Threads that may wait for it.
+    disk: Arc<Semaphore>,
     news: Arc<Notify>,
     /// Blocks that could not be written.
     unwritten: mpsc::Sender<Arc<Block>>,
@@ -90,7 +92,8 @@ pub fn spawn(
     File::open(data_dir)?.sync_all()?;
     let (unwritten, from_memory) = mpsc::channel(BLOCKS_UNWRITTEN_MAX);
     let (news, seen) = (Arc::new(Notify::new()), watch::Sender::new(None));
-    let handle = BlocksHandle { dir, news, unwritten, seen };
+    let disk = Arc::new(Semaphore::new(BLOCK_DISK_ASKED_MAX));
+    let handle = BlocksHandle { dir, disk, news, unwritten, seen };
     let offered = handle.clone();
     tokio::spawn(async move {
         stop.run_until_cancelled(offered.offer_all(node, from_memory)).await;
@@ -123,15 +126,9 @@ impl BlocksHandle {
         let Some(bytes) = bytes else { return };
         let block = Arc::new(Block { name: format!("{}-{hash}", template.height), bytes });
         let (dir, kept) = (Arc::clone(&self.dir), Arc::clone(&block));
-        let written = tokio::task::spawn_blocking(move || {
-            write_durably(&dir, &format!("{}.{BLOCK}", kept.name), &kept.bytes)
-        });
-        let error = match timeout(BLOCK_WRITE_MAX, written).await {
-            Ok(Ok(Ok(_))) => return,
-            Ok(Ok(Err(error))) => error,
-            Ok(Err(error)) => io::Error::other(error),
-            Err(_) => io::Error::from(io::ErrorKind::TimedOut),
-        };
+        let written = self
+            .ask_disk(move || write_durably(&dir, &format!("{}.{BLOCK}", kept.name), &kept.bytes));
+        let Err(error) = written.await else { return };
         error!(%hash, %error, "a found block cannot be written to disk");
         // Beyond the bound, on a disk that takes nothing, the pool alone has it.
         let _ = self.unwritten.try_send(block);
@@ -174,13 +171,20 @@ impl BlocksHandle {
 
     /// `true` once the node has answered for each. The oldest first: one may build on another.
     async fn offer_files(&self, node: &dyn Node, says: bool) -> bool {
-        let files = unsettled(&self.dir).unwrap_or_else(|error| {
-            warn!(%error, "the folder of found blocks cannot be read");
-            Vec::new()
-        });
+        let dir = Arc::clone(&self.dir);
+        let files = match self.ask_disk(move || unsettled(&dir)).await {
+            Ok(files) => files,
+            Err(error) => {
+                if says {
+                    warn!(%error, "the folder of found blocks cannot be read");
+                }
+                return false;
+            }
+        };
         let mut are_settled = true;
         for file in files {
-            let bytes = match fs::read(&file) {
+            let path = file.clone();
+            let bytes = match self.ask_disk(move || fs::read(path)).await {
                 Ok(bytes) => bytes,
                 Err(error) => {
                     if says {
@@ -194,11 +198,35 @@ impl BlocksHandle {
             let block = Block { name: name.unwrap_or_default(), bytes };
             if !self.offer(node, &block, says).await {
                 are_settled = false;
-            } else if let Err(error) = settle(&self.dir, &file) {
+                continue;
+            }
+            let dir = Arc::clone(&self.dir);
+            if let Err(error) = self.ask_disk(move || settle(&dir, &file)).await {
                 warn!(block = block.name, %error, "a settled block stays where it is");
             }
         }
         are_settled
+    }
+
+    /// What a disk is asked, on a thread that may wait for it. One that hangs is given up, and asked no more than
+    /// so often until it comes back.
+    async fn ask_disk<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let Ok(turn) = Arc::clone(&self.disk).try_acquire_owned() else {
+            return Err(io::Error::other("the disk does not answer"));
+        };
+        let asked = tokio::task::spawn_blocking(move || {
+            let answer = ask();
+            drop(turn);
+            answer
+        });
+        match timeout(BLOCK_WRITE_MAX, asked).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => Err(io::Error::other(error)),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
 
     /// `true` once the node has answered.

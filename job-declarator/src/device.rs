@@ -29,7 +29,7 @@ use tracing::{debug, info, warn};
 use crate::blocks::BlocksHandle;
 use crate::clock::Clock;
 use crate::declarator::Published;
-use crate::limits::{DEVICE_SHOWN_EVERY_MS, OPENS_SAID};
+use crate::limits::{CHANNELS_OF_ONE_MAX, DEVICE_SHOWN_EVERY_MS, OPENS_SAID};
 use crate::rate::{HashRates, RateMeter};
 
 /// What every device's task may use: values that never change, and handles.
@@ -247,7 +247,8 @@ impl Device {
         }
     }
 
-    /// What the device says. A channel takes one of the house's places, as long as there are any.
+    /// What the device says. The first channel of a connection has its place with it; each further one takes one
+    /// of the house's, as long as there are any.
     pub(crate) fn hear(
         &mut self,
         now: Now,
@@ -258,12 +259,15 @@ impl Device {
             message,
             Message::OpenStandardMiningChannel(_) | Message::OpenExtendedMiningChannel(_)
         );
-        if opens && let Ok(place) = Arc::clone(&self.house.places).try_acquire_owned() {
+        if opens
+            && (1..CHANNELS_OF_ONE_MAX).contains(&self.server.channels_open())
+            && let Ok(place) = Arc::clone(&self.house.places).try_acquire_owned()
+        {
             self.places.push(place);
         }
-        self.server.set_channels_max(self.places.len());
+        self.server.set_channels_max(self.places.len() + 1);
         self.server.handle(now, Input::Message(message, tlvs), &mut self.out)?;
-        self.places.truncate(self.server.channels_open());
+        self.places.truncate(self.server.channels_open().saturating_sub(1));
         Ok(())
     }
 

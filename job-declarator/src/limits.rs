@@ -178,8 +178,8 @@ pub const SHARES_STALE_IN_A_ROW_MAX: u32 = 50;
 pub const STALE_BEFORE_TIP_MS: u64 = 30_000;
 /// And for so long after our node has another: what was on its way.
 pub const STALE_AFTER_TIP_MS: u64 = 10_000;
-/// A share's time may be ahead of ours by so much: devices may roll twice of it, and a pool with a stricter
-/// clock would refuse each, five of which end a session.
+/// A share's time may be ahead of ours, or of its job's as that goes on, by so much: devices may roll twice of
+/// it, and a pool with a stricter clock would refuse each, five of which end a session.
 pub const SHARE_NTIME_AHEAD_MAX_S: u32 = 300;
 /// Frames for one link go together up to so many bytes, so that what waited for one promise is a handful of
 /// messages in `LINK_QUEUE_MAX` and not thousands.
@@ -216,6 +216,8 @@ pub const STALE_TRIES_MAX: u32 = 6;
 pub const STALE_RETRY_MS: u64 = 250;
 /// Jobs whose shares are still known: those of three tips, at a template every half minute and more.
 pub const WORKS_KEPT_MAX: usize = 128;
+/// A pool's other target reaches the devices this often at most: each time every one of them looks.
+pub const CEILING_EVERY_MS: u64 = 1_000;
 /// A pool's own job on the tip that devices work on follows the one before by so long at least: each is sent
 /// to every device. Also two prefixes of the extranonce, or two tips, after one that came as fast.
 pub const THEIR_JOBS_EVERY_MS: u64 = 1_000;
@@ -248,6 +250,10 @@ pub const NODE_PAUSE_LAST: Duration = Duration::from_secs(5);
 pub const NODE_WAIT_SAID_EVERY: Duration = Duration::from_secs(60);
 /// Connecting to a pool, and then the handshake: devices give up as late.
 pub const LINK_CONNECT_MAX: Duration = Duration::from_secs(7);
+/// Addresses of a pool's name that are tried. The next is begun this long after the one before, which goes on.
+pub const LINK_ADDRESSES_MAX: usize = 8;
+/// See `LINK_ADDRESSES_MAX`; what browsers wait.
+pub const LINK_NEXT_ADDRESS: Duration = Duration::from_millis(250);
 /// A pool that takes no byte for so long is gone.
 pub const LINK_WRITE_STALL: Duration = Duration::from_secs(10);
 /// Messages that wait for a link to take them; shares of seconds, or a template's.
@@ -264,8 +270,11 @@ pub const FLEET_MEASURED_FROM: u64 = 30;
 /// A channel that has found less than that is believed for so long what its pace aims at; then what it found
 /// counts, also if that is nothing.
 pub const FLEET_BELIEVED_MS: u64 = 180_000;
-/// Channels of the whole house: 500 devices and as many again behind proxies, at some kilobytes each.
+/// Channels of the whole house beyond the first of each connection, which has its place with it: what stands
+/// behind proxies, at some kilobytes each. However many of these one device takes, every other has its own.
 pub const HOUSE_CHANNELS_MAX: usize = 2_048;
+/// Channels of one connection: a proxy has hundreds of devices behind it, and leaves room for another proxy.
+pub const CHANNELS_OF_ONE_MAX: usize = 512;
 /// Channels of one connection whose opening is a line in the log; a proxy's others are at debug.
 pub const OPENS_SAID: usize = 4;
 /// What links may take for their last words when the program stops.
@@ -310,6 +319,8 @@ pub const RUNTIME_ENDS_WITHIN: Duration = Duration::from_secs(5);
 pub const BLOCK_RETRY: Duration = Duration::from_secs(2);
 /// How often it is said that one has no answer yet: a node may be away for days.
 pub const BLOCK_UNANSWERED_SAID_EVERY: Duration = Duration::from_secs(60);
+/// Questions to the disk at once: one for the blocks of before, the rest for blocks that come while it hangs.
+pub const BLOCK_DISK_ASKED_MAX: usize = 4;
 /// Blocks in memory that the disk did not take, 4 MB each at most: more than a house finds before somebody looks.
 pub const BLOCKS_UNWRITTEN_MAX: usize = 4;
 /// Settled blocks whose files are kept: a house finds one in years, a development chain some in a minute.

@@ -4,7 +4,7 @@
 //! Must never go on with a peer that is not certified by the key in the owner's settings.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use proto::connection::Connection;
@@ -14,12 +14,15 @@ use proto::net::{Link, LinkError};
 use proto::noise::AuthorityPublicKey;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::clock::unix_s;
 use crate::declarator::{End, LinkId};
 use crate::keys::ephemeral;
-use crate::limits::{LINK_CONNECT_MAX, LINK_FLUSH_MAX, LINK_WRITE_STALL};
+use crate::limits::{
+    LINK_ADDRESSES_MAX, LINK_CONNECT_MAX, LINK_FLUSH_MAX, LINK_NEXT_ADDRESS, LINK_WRITE_STALL,
+};
 
 /// What a link tells the declarator's task.
 #[derive(Debug)]
@@ -135,30 +138,77 @@ async fn connect(goal: &Goal) -> Result<Link, String> {
     })
 }
 
-/// Nobody outside has a say in what is dialled at home.
 async fn dial(goal: &Goal) -> io::Result<TcpStream> {
-    if !goal.is_asked_for {
-        return TcpStream::connect(&goal.address).await;
-    }
     let found: Vec<SocketAddr> = lookup_host(&goal.address).await?.collect();
-    if found.iter().any(|address| is_at_home(address.ip())) {
-        let why = "the pool asks for an address in your own network: not followed";
-        return Err(io::Error::other(why));
+    if !goal.is_asked_for {
+        return first_of(found).await;
     }
-    TcpStream::connect(&found[..]).await
+    // Nobody outside has a say in what is dialled at home.
+    let not_followed =
+        || io::Error::other("the pool asks for an address in your own network: not followed");
+    if found.iter().any(|address| is_at_home(address.ip())) {
+        return Err(not_followed());
+    }
+    let stream = first_of(found).await?;
+    if is_next_door(stream.local_addr()?.ip(), stream.peer_addr()?.ip()) {
+        return Err(not_followed());
+    }
+    Ok(stream)
+}
+
+/// A connection to the first of these that answers, each begun a moment after the one before (RFC 8305):
+/// where one family of addresses is broken, the other may not be.
+async fn first_of(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut left = addresses.into_iter().take(LINK_ADDRESSES_MAX);
+    let mut tries = JoinSet::new();
+    let mut failed = io::Error::other("its name has no address");
+    loop {
+        if let Some(address) = left.next() {
+            tries.spawn(TcpStream::connect(address));
+        }
+        let patience = if left.len() > 0 { LINK_NEXT_ADDRESS } else { LINK_CONNECT_MAX };
+        match timeout(patience, tries.join_next()).await {
+            Ok(Some(Ok(Ok(stream)))) => return Ok(stream),
+            Ok(Some(Ok(Err(error)))) => failed = error,
+            Ok(Some(Err(error))) => failed = io::Error::other(error),
+            Ok(None) => return Err(failed),
+            Err(_) => {}
+        }
+    }
 }
 
 fn is_at_home(address: IpAddr) -> bool {
     match address.to_canonical() {
-        IpAddr::V4(v4) => {
-            v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_unspecified()
-        }
+        IpAddr::V4(v4) => is_at_home_v4(v4),
         IpAddr::V6(v6) => {
+            let [first, second, third, .., high, low] = v6.segments();
+            let within = |high: u16, low: u16| {
+                is_at_home_v4(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)))
+            };
             v6.is_unique_local()
                 || v6.is_loopback()
                 || v6.is_unicast_link_local()
                 || v6.is_unspecified()
+                // Site-local once, NAT64 and 6to4.
+                || first & 0xffc0 == 0xfec0
+                || ((first, second) == (0x64, 0xff9b) && within(high, low))
+                || (first == 0x2002 && within(second, third))
         }
+    }
+}
+
+fn is_at_home_v4(v4: Ipv4Addr) -> bool {
+    let [first, second, ..] = v4.octets();
+    // What carriers and overlay networks share among many houses.
+    let is_shared = first == 100 && second & 0xc0 == 64;
+    v4.is_private() || v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || is_shared
+}
+
+/// A house's addresses of the internet's own have the first half in common.
+fn is_next_door(ours: IpAddr, theirs: IpAddr) -> bool {
+    match (ours, theirs) {
+        (IpAddr::V6(ours), IpAddr::V6(theirs)) => ours.segments()[..4] == theirs.segments()[..4],
+        (ours, theirs) => ours == theirs,
     }
 }
 
@@ -188,12 +238,61 @@ mod tests {
             "fd00::1",
             "::",
             "::ffff:192.168.1.1",
+            "100.64.0.1",
+            "100.127.255.255",
+            "fec0::1",
+            "64:ff9b::c0a8:101",
+            "2002:c0a8:101::1",
         ];
         for address in home {
             assert!(is_at_home(address.parse().unwrap()), "{address}");
         }
-        for address in ["1.1.1.1", "172.32.0.1", "2001:db8::1", "::ffff:1.1.1.1"] {
+        let elsewhere = [
+            "1.1.1.1",
+            "172.32.0.1",
+            "2001:db8::1",
+            "::ffff:1.1.1.1",
+            "100.63.255.255",
+            "100.128.0.0",
+            "64:ff9b::101:101",
+            "2002:101:101::1",
+        ];
+        for address in elsewhere {
             assert!(!is_at_home(address.parse().unwrap()), "{address}");
         }
+    }
+
+    #[test]
+    fn of_the_same_house_is_who_has_the_same_half_of_an_address() {
+        let is =
+            |ours: &str, theirs: &str| is_next_door(ours.parse().unwrap(), theirs.parse().unwrap());
+        assert!(is("2001:db8:1:2::3", "2001:db8:1:2:ffff::4"));
+        assert!(!is("2001:db8:1:2::3", "2001:db8:1:3::3"));
+        assert!(is("1.2.3.4", "1.2.3.4") && !is("1.2.3.4", "1.2.3.5"));
+    }
+
+    #[tokio::test]
+    async fn an_address_that_says_nothing_keeps_nobody_from_the_next() {
+        // Takes no more connections than wait already, so that one more hears nothing at all.
+        let deaf = tokio::net::TcpSocket::new_v4().unwrap();
+        deaf.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let deaf = deaf.listen(1).unwrap();
+        let mut waiting = Vec::new();
+        let within = Duration::from_millis(300);
+        while let Ok(Ok(one)) =
+            timeout(within, TcpStream::connect(deaf.local_addr().unwrap())).await
+        {
+            waiting.push(one);
+        }
+        let good = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let good = good.local_addr().unwrap();
+        let addresses = vec![deaf.local_addr().unwrap(), good];
+        assert_eq!(first_of(addresses).await.unwrap().peer_addr().unwrap(), good);
+
+        let refused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert_eq!(first_of(vec![refused, good]).await.unwrap().peer_addr().unwrap(), good);
+        let error = first_of(vec![refused, refused]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(first_of(Vec::new()).await.is_err());
     }
 }

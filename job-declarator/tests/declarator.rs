@@ -15,7 +15,7 @@ use job_declarator::declarator::{
     End, Input, Mode, Note, Options, PoolState, ShareLoss, of_suffix,
 };
 use job_declarator::limits::{
-    BLOCKS_SENT_KEPT, DECLARED_ANSWER_MIN_MS, FLEET_TOLD_EVERY_MS, HARD_MAX_MS,
+    BLOCKS_SENT_KEPT, CEILING_EVERY_MS, DECLARED_ANSWER_MIN_MS, FLEET_TOLD_EVERY_MS, HARD_MAX_MS,
     NODE_TARGET_KNOWN_MS, SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS, SHARE_BATCH_MAX,
     SHARE_BATCH_USUAL, SHARE_NTIME_AHEAD_MAX_S, SHARES_REFUSED_IN_A_ROW_MAX, SHARES_UNANSWERED_MAX,
     SHARES_WAITING_MAX, STALE_AFTER_TIP_MS, STALE_BEFORE_TIP_MS, STALE_RETRY_MS, STALE_TRIES_MAX,
@@ -908,6 +908,43 @@ fn a_device_that_floods_takes_no_waiting_place_from_shares_that_the_pool_takes()
     assert_eq!((tally.waiting, tally.sent), (0, SHARES_UNANSWERED_MAX as u64 + 1), "the block too");
     rig.find();
     assert_eq!(rig.tally(0).lost[&ShareLoss::TooMany], 1);
+}
+
+#[test]
+fn a_job_that_starts_ahead_of_our_clock_has_its_shares_sent() {
+    const AHEAD_S: u32 = 600;
+    let mut options = options(1);
+    options.pools[0].declare_address = None;
+    let mut rig = Rig::new(options);
+    let session = rig.open_theirs(0);
+    rig.give(session, &PoolJob { min_ntime: NOW_S + AHEAD_S, ..PoolJob::new(1) });
+    // A device goes on by the seconds that go by.
+    rig.wait(1_000 * u64::from(SHARE_NTIME_AHEAD_MAX_S));
+    rig.ntime = NOW_S + AHEAD_S + 2 * SHARE_NTIME_AHEAD_MAX_S;
+    rig.find();
+    assert_eq!((rig.tally(0).sent, rig.tally(0).lost_in_all()), (1, 0));
+    rig.ntime += 1;
+    rig.find();
+    assert_eq!((rig.tally(0).sent, rig.tally(0).lost[&ShareLoss::Ahead]), (1, 1));
+}
+
+#[test]
+fn a_pools_target_that_flickers_is_followed_once_a_second() {
+    let mut options = options(1);
+    options.pools[0].declare_address = None;
+    let mut rig = Rig::new(options);
+    let session = rig.open_theirs(0);
+    rig.give_job(session, 1);
+    rig.wait(CEILING_EVERY_MS);
+    let before = rig.published.len();
+    for at in 0..1_000 {
+        let maximum_target = Difficulty::from_log2(2 + at % 2).target().to_le_bytes();
+        rig.say(ends(session).0, SetTarget { channel_id: CHANNEL, maximum_target });
+    }
+    assert_eq!(rig.published.len(), before + 1);
+    rig.wait(CEILING_EVERY_MS);
+    assert_eq!(rig.published.len(), before + 2, "the last one counts");
+    assert_eq!(rig.published.last().unwrap().ceiling, Difficulty::from_log2(3));
 }
 
 #[test]

@@ -16,10 +16,12 @@ use std::time::Duration;
 
 use home::{Home, NO_BLOCKS, PATIENCE, chain};
 use job_declarator::door::Room;
-use job_declarator::limits::{SV1_BAD_LINES_MAX, SV1_LINE_MAX};
+use job_declarator::limits::{
+    CHANNELS_OF_ONE_MAX, HOUSE_CHANNELS_MAX, SV1_BAD_LINES_MAX, SV1_LINE_MAX,
+};
 use job_declarator::node::Node;
 use job_declarator::run::Settings;
-use proto::limits::{CHANNELS_PER_CONNECTION_MAX, REFUSED_IN_A_ROW_MAX};
+use proto::limits::REFUSED_IN_A_ROW_MAX;
 use proto::message::{
     Message, OpenExtendedMiningChannel, Protocol, Received, SetupConnection, SubmitSharesExtended,
     setup_flags,
@@ -156,8 +158,9 @@ async fn garbage_instead_of_a_handshake_is_refused_by_name() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_a_handshake_is_given_up_and_a_look_is_harmless() {
     beside_honest_devices(async |home| {
+        // Fewer than there are places, should none of them have ended before the last comes.
         for door in [home.running.sv2, home.running.sv1.unwrap()] {
-            for _ in 0..100 {
+            for _ in 0..30 {
                 drop(TcpStream::connect(door).await.unwrap());
             }
         }
@@ -338,24 +341,51 @@ fn answers_to_opens(link: &mut Link) -> (usize, usize) {
     (opened, refused)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ten_thousand_channels_on_one_connection_are_a_thousand_and_a_line_on_the_page() {
-    beside_honest_devices(async |home| {
-        let asked = 10_000;
-        let mut link = set_up(home.running.sv2, &[]).await;
-        let (mut opened, mut refusals, mut sent) = (0, 0, 0);
-        while opened + refusals < asked {
-            for _ in 0..100.min(asked - sent) {
-                link.connection().outbound.send(&open());
-                sent += 1;
-            }
-            link.flush().await.unwrap();
-            assert_ne!(link.fill().await.unwrap(), 0, "hung up on");
-            let (more, fewer) = answers_to_opens(&mut link);
-            (opened, refusals) = (opened + more, refusals + fewer);
+/// Asks for so many channels on one connection: which were opened, and how many were refused.
+async fn open_many(home: &Home, asked: usize) -> (Link, usize, usize) {
+    let mut link = set_up(home.running.sv2, &[]).await;
+    let (mut opened, mut refusals, mut sent) = (0, 0, 0);
+    while opened + refusals < asked {
+        for _ in 0..100.min(asked - sent) {
+            link.connection().outbound.send(&open());
+            sent += 1;
         }
-        assert_eq!(opened, CHANNELS_PER_CONNECTION_MAX);
+        link.flush().await.unwrap();
+        assert_ne!(link.fill().await.unwrap(), 0, "hung up on");
+        let (more, fewer) = answers_to_opens(&mut link);
+        (opened, refusals) = (opened + more, refusals + fewer);
+    }
+    (link, opened, refusals)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_channels_on_one_connection_are_some_hundred_and_a_line_on_the_page() {
+    beside_honest_devices(async |home| {
+        let (_link, opened, refusals) = open_many(home, 10_000).await;
+        assert_eq!(opened, CHANNELS_OF_ONE_MAX);
         refused(home, "a channel is refused: channel-capacity-exhausted", refusals as u64).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_takes_every_channel_leaves_each_other_device_its_own() {
+    beside_honest_devices(async |home| {
+        let mut greedy = Vec::new();
+        let mut opened_in_all = 0;
+        loop {
+            let (link, opened, _) = open_many(home, CHANNELS_OF_ONE_MAX).await;
+            greedy.push(link);
+            opened_in_all += opened;
+            if opened < CHANNELS_OF_ONE_MAX {
+                break;
+            }
+        }
+        assert_eq!(opened_in_all, HOUSE_CHANNELS_MAX + greedy.len());
+        let (v2, v1) = tokio::join!(home.device("alice.late"), home.v1_device("alice.later"));
+        tokio::join!(v2.until_acknowledged(2), v1.until_accepted(2));
+        v2.stop().await;
+        v1.stop().await;
     })
     .await;
 }

@@ -317,3 +317,24 @@ async fn what_is_no_block_in_the_folder_holds_up_none_that_is_one() {
     until_state(&home, BlockState::Accepted).await;
     home.running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_hangs_on_an_old_block_holds_up_no_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir = folder.path().join("data");
+    let hangs = data_dir.join("blocks/9-hangs.block");
+    std::fs::create_dir_all(data_dir.join("blocks")).unwrap();
+    // Whoever opens one waits until somebody writes to it.
+    assert!(std::process::Command::new("mkfifo").arg(&hangs).status().unwrap().success());
+    let chain = chain(RARE_BLOCKS);
+    let node = NodeWay::new(Arc::clone(&chain) as _);
+    let home = solo(&node, data_dir.clone()).await;
+    let mut device = Session::open(home.running.sv2, EXTENDED, "bitaxe").await.unwrap();
+    let (share, hash) = ground_block(&mut device);
+    submit(&mut device, &share).await;
+    until_tip(&chain, hash).await;
+    until_state(&home, BlockState::Accepted).await;
+    timeout(PATIENCE, home.running.stop()).await.expect("it waits for the disk");
+    // Lets the threads of this test go that wait.
+    drop(std::fs::File::options().read(true).write(true).open(&hangs).unwrap());
+}

@@ -15,7 +15,7 @@ use super::tally::ShareLoss;
 use super::view::{Note, Switch, WorkView};
 use super::work::{self, OwnWork};
 use super::{Declarator, Effect, Options, Published};
-use crate::limits::{SWITCHES_SHOWN, THEIR_JOBS_EVERY_MS, WORKS_KEPT_MAX};
+use crate::limits::{CEILING_EVERY_MS, SWITCHES_SHOWN, THEIR_JOBS_EVERY_MS, WORKS_KEPT_MAX};
 use crate::node::NodeTemplate;
 use crate::upstream::{Kind, Source};
 
@@ -32,6 +32,8 @@ pub(super) struct Shown {
     pub(super) outputs: Option<Arc<[u8]>>,
     pub(super) channel: Option<Channel>,
     pub(super) at_ms: u64,
+    /// When the ceiling may be another, mono ms.
+    ceiling_from_ms: u64,
     /// When the work of the same session before it was.
     before_ms: Option<u64>,
     pub(super) view: WorkView,
@@ -49,7 +51,8 @@ impl Shown {
     pub(super) fn deadline_ms(&self, now_ms: u64) -> Option<u64> {
         let (same_tip_ms, other_ms) = self.theirs_from_ms();
         let session = self.session.into_iter();
-        session.flat_map(|_| [other_ms, same_tip_ms]).find(|at_ms| *at_ms > now_ms)
+        let all = session.flat_map(|_| [other_ms, same_tip_ms, self.ceiling_from_ms]);
+        all.filter(|at_ms| *at_ms > now_ms).min()
     }
 }
 
@@ -58,7 +61,7 @@ impl Declarator {
     /// ended, and solo or the next pool follows in the same breath.
     pub(super) fn give_work(&mut self, now: Now, out: &mut Vec<Effect>) -> bool {
         match self.make_work(now) {
-            Ok(None) => self.keep_ceiling(out),
+            Ok(None) => self.keep_ceiling(now, out),
             Ok(Some(made)) => self.publish(now, made, out),
             Err((Some(session), failure)) => {
                 self.fail(now, session, failure, out);
@@ -225,6 +228,7 @@ impl Declarator {
             outputs,
             channel,
             at_ms: now.mono_ms,
+            ceiling_from_ms: now.mono_ms,
             before_ms,
             view,
         });
@@ -307,7 +311,7 @@ impl Declarator {
     }
 
     /// The pool's target moved: devices follow with the work that they have.
-    pub(super) fn keep_ceiling(&mut self, out: &mut Vec<Effect>) {
+    pub(super) fn keep_ceiling(&mut self, now: Now, out: &mut Vec<Effect>) {
         let Some(shown) = &mut self.shown else { return };
         let Some(session) = shown.session.and_then(|id| self.sessions.get(&id)) else { return };
         let Some(channel) = session.channel else { return };
@@ -315,7 +319,8 @@ impl Declarator {
         let promised = self.works.back().and_then(Work::promised_target);
         let ceiling = ceiling_under(channel.target);
         let ceiling = promised.map_or(ceiling, |target| ceiling.min(ceiling_under(target)));
-        if ceiling != shown.published.ceiling {
+        if ceiling != shown.published.ceiling && shown.ceiling_from_ms <= now.mono_ms {
+            shown.ceiling_from_ms = now.mono_ms + CEILING_EVERY_MS;
             shown.published.ceiling = ceiling;
             out.push(Effect::Publish(shown.published.clone()));
         }

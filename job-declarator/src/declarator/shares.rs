@@ -34,6 +34,9 @@ pub(super) struct Work {
     pub(super) session: Option<u64>,
     pub(super) tip: [u8; 32],
     height: u32,
+    /// Unix seconds that devices were told to start from, and when, mono ms.
+    start_s: u32,
+    given_ms: u64,
     /// The pool's part of the extranonce, and the zeros between it and a house's.
     prefix: B032,
     padding: usize,
@@ -93,12 +96,22 @@ impl Work {
             session,
             tip: active.tip.hash,
             height: template.height,
+            start_s: active.tip.min_ntime,
+            given_ms: now.mono_ms,
             prefix: channel.map(|channel| channel.prefix).unwrap_or_default(),
             padding: channel.map_or(0, Channel::padding),
             space,
             state,
             waiting: VecDeque::new(),
         }
+    }
+
+    /// Beyond every honest time of a share of it: one second a second from where it starts, which may be ahead of
+    /// our clock, or our clock's time.
+    fn is_ahead(&self, now: Now, ntime: u32) -> bool {
+        let since_s = now.mono_ms.saturating_sub(self.given_ms) / 1_000;
+        let rolled = self.start_s.saturating_add(u32::try_from(since_s).unwrap_or(u32::MAX));
+        ntime > rolled.max(now.unix_s).saturating_add(SHARE_NTIME_AHEAD_MAX_S)
     }
 
     pub(super) fn is_promised(&self) -> bool {
@@ -225,7 +238,7 @@ impl Declarator {
         let of_newest_tip = Some(work.tip) == newest_tip;
         let session = work.session.and_then(|id| self.sessions.get_mut(&id));
         let pool = session.as_ref().map(|one| one.pool);
-        let is_ahead = proof.ntime > now.unix_s.saturating_add(SHARE_NTIME_AHEAD_MAX_S);
+        let is_ahead = work.is_ahead(now, proof.ntime);
         if let (true, false, Some(pool)) = (is_ahead, proof.is_block, pool) {
             self.pools[pool].0.lose(ShareLoss::Ahead, 1);
             return;
