@@ -216,6 +216,8 @@ pub const STALE_TRIES_MAX: u32 = 6;
 pub const STALE_RETRY_MS: u64 = 250;
 /// Jobs whose shares are still known: those of three tips, at a template every half minute and more.
 pub const WORKS_KEPT_MAX: usize = 128;
+/// This computer's calendar may be so far from the node's; beyond, the node's counts. Core warns of the same.
+pub const CLOCK_OFF_MAX_S: u32 = 60;
 /// A pool's other target reaches the devices this often at most: each time every one of them looks.
 pub const CEILING_EVERY_MS: u64 = 1_000;
 /// A pool's own job on the tip that devices work on follows the one before by so long at least: each is sent
@@ -250,6 +252,15 @@ pub const NODE_PAUSE_LAST: Duration = Duration::from_secs(5);
 pub const NODE_WAIT_SAID_EVERY: Duration = Duration::from_secs(60);
 /// Connecting to a pool, and then the handshake: devices give up as late.
 pub const LINK_CONNECT_MAX: Duration = Duration::from_secs(7);
+/// A pool's socket that was quiet is asked whether it is there after so long, and so often; the ways by which
+/// nothing comes back are so known within a quarter of a minute, however seldom shares are found.
+pub const LINK_QUIET: Duration = Duration::from_secs(5);
+/// See `LINK_QUIET`.
+pub const LINK_ASKED_EVERY: Duration = Duration::from_secs(3);
+/// See `LINK_QUIET`.
+pub const LINK_ASKED_TIMES: u32 = 3;
+/// What was sent is acknowledged by the pool's machine within so many milliseconds, or there is none.
+pub const LINK_TAKEN_WITHIN_MS: u32 = 10_000;
 /// Addresses of a pool's name that are tried. The next is begun this long after the one before, which goes on.
 pub const LINK_ADDRESSES_MAX: usize = 8;
 /// See `LINK_ADDRESSES_MAX`; what browsers wait.

@@ -12,6 +12,7 @@ use proto::limits::{DECLARE_SERVER_PAYLOAD_MAX, MINING_SERVER_PAYLOAD_MAX};
 use proto::message::FrameHeader;
 use proto::net::{Link, LinkError};
 use proto::noise::AuthorityPublicKey;
+use rustix::net::sockopt;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -21,7 +22,8 @@ use crate::clock::unix_s;
 use crate::declarator::{End, LinkId};
 use crate::keys::ephemeral;
 use crate::limits::{
-    LINK_ADDRESSES_MAX, LINK_CONNECT_MAX, LINK_FLUSH_MAX, LINK_NEXT_ADDRESS, LINK_WRITE_STALL,
+    LINK_ADDRESSES_MAX, LINK_ASKED_EVERY, LINK_ASKED_TIMES, LINK_CONNECT_MAX, LINK_FLUSH_MAX,
+    LINK_NEXT_ADDRESS, LINK_QUIET, LINK_TAKEN_WITHIN_MS, LINK_WRITE_STALL,
 };
 
 /// What a link tells the declarator's task.
@@ -125,6 +127,7 @@ async fn connect(goal: &Goal) -> Result<Link, String> {
     };
     let stream = timeout(LINK_CONNECT_MAX, dial(goal)).await;
     let stream = stream.map_err(within("connection", LINK_CONNECT_MAX))?;
+    let stream = stream.and_then(|stream| watch_over(&stream).map(|()| stream));
     let stream = stream.map_err(|error| format!("no connection to {address}: {error}"))?;
     let ephemeral = ephemeral().map_err(|error| error.to_string())?;
     let shaken = Link::connect(stream, Some(authority), ephemeral, unix_s());
@@ -175,6 +178,17 @@ async fn first_of(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
             Err(_) => {}
         }
     }
+}
+
+/// Has the system end a connection by which nothing comes back any more.
+fn watch_over(stream: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, LINK_QUIET)?;
+    sockopt::set_tcp_keepintvl(stream, LINK_ASKED_EVERY)?;
+    sockopt::set_tcp_keepcnt(stream, LINK_ASKED_TIMES)?;
+    #[cfg(target_os = "linux")]
+    sockopt::set_tcp_user_timeout(stream, LINK_TAKEN_WITHIN_MS)?;
+    Ok(())
 }
 
 fn is_at_home(address: IpAddr) -> bool {
@@ -269,6 +283,19 @@ mod tests {
         assert!(is("2001:db8:1:2::3", "2001:db8:1:2:ffff::4"));
         assert!(!is("2001:db8:1:2::3", "2001:db8:1:3::3"));
         assert!(is("1.2.3.4", "1.2.3.4") && !is("1.2.3.4", "1.2.3.5"));
+    }
+
+    #[tokio::test]
+    async fn a_way_by_which_nothing_comes_back_is_known_within_a_quarter_of_a_minute() {
+        let pool = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(pool.local_addr().unwrap()).await.unwrap();
+        watch_over(&stream).unwrap();
+        assert!(sockopt::socket_keepalive(&stream).unwrap());
+        let (quiet, every) =
+            (sockopt::tcp_keepidle(&stream).unwrap(), sockopt::tcp_keepintvl(&stream).unwrap());
+        let known_after = quiet + every * sockopt::tcp_keepcnt(&stream).unwrap();
+        assert!(known_after <= Duration::from_secs(15), "{known_after:?}");
+        assert!(sockopt::tcp_user_timeout(&stream).unwrap() <= 15_000);
     }
 
     #[tokio::test]

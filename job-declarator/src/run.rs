@@ -48,10 +48,10 @@ use crate::limits::{
     FLEET_UNKNOWN, HOUSE_CHANNELS_MAX, LINK_QUEUE_MAX, LINKS_DRAIN, REFUSED_SHOWN, SHOWN_EVERY,
 };
 use crate::link::{self, FromLink, Goal};
-use crate::node::Node;
 use crate::node::embedded::{EmbeddedChain, EmbeddedOptions};
 use crate::node::late::LateNode;
 use crate::node::rpc::{RpcAuth, RpcNode, RpcOptions, RpcTimes};
+use crate::node::{Node, NodeTemplate};
 use crate::report;
 use crate::settings::{NodeKind, NodeLogin};
 use crate::status::{self, Listen};
@@ -632,9 +632,28 @@ impl Core {
             return self.handle(input);
         }
         match event {
-            Event::Node(FromNode::Template(template)) => self.handle(Input::Template(*template)),
+            Event::Node(FromNode::Template(template)) => {
+                self.heed_its_time(&template);
+                self.handle(Input::Template(*template));
+            }
             Event::Device(said) => self.on_device(said),
             Event::Node(_) | Event::Link(_) | Event::Time => {}
+        }
+    }
+
+    /// A template is of now, but where the chain's past lets it be no earlier than it says.
+    fn heed_its_time(&self, template: &NodeTemplate) {
+        let node_s = template.prev_hash.min_ntime;
+        if node_s <= template.earliest_ntime {
+            return;
+        }
+        match self.clock.heed(node_s) {
+            Some(0) => info!("this computer's clock and your node's are one again"),
+            Some(ahead_s) => warn!(
+                ahead_s,
+                "this computer's clock is not your node's, which is used: set one of them right"
+            ),
+            None => {}
         }
     }
 

@@ -650,13 +650,34 @@ fn a_pool_that_falls_silent_is_left_in_seconds() {
     assert_eq!(rig.declarator.using(), OWN);
     rig.wait(1);
     assert_eq!(rig.declarator.using(), Source::Solo);
+    let (reason, idle_ms) = last_switch(&rig);
+    assert!(reason.contains("has not answered a share for 5 s"), "{reason}");
+    assert_eq!(idle_ms, SHARE_ANSWER_MIN_MS);
+}
+
+/// Why devices work for another, and what that cost.
+fn last_switch(rig: &Rig) -> (String, u64) {
     let switched = rig.notes.iter().rev().find_map(|note| match note {
         Note::Switched(switch) => Some((switch.reason.clone(), switch.idle_ms)),
         _ => None,
     });
-    let (reason, idle_ms) = switched.unwrap();
-    assert!(reason.contains("has not answered a share for 5 s"), "{reason}");
-    assert_eq!(idle_ms, SHARE_ANSWER_MIN_MS);
+    switched.expect("a switch")
+}
+
+#[test]
+fn what_was_found_in_vain_is_what_a_switch_has_cost() {
+    let (mut rig, session) = Rig::promised();
+    rig.find();
+    rig.acknowledge(session, 1, 1);
+    rig.wait(7_000);
+    for sequence in 2..=SHARES_REFUSED_IN_A_ROW_MAX + 1 {
+        rig.find();
+        rig.wait(1_000);
+        rig.refuse(session, sequence, "invalid-job-id");
+    }
+    assert_eq!(rig.declarator.using(), Source::Solo);
+    let cost_ms = u64::from(SHARES_REFUSED_IN_A_ROW_MAX) * 1_000;
+    assert_eq!(last_switch(&rig).1, cost_ms, "from the first that was refused");
 }
 
 #[test]
@@ -668,6 +689,7 @@ fn a_pool_that_falls_silent_about_templates_alone_is_left_in_seconds() {
     assert_eq!(rig.declarator.using(), OWN);
     rig.wait(1);
     assert_eq!(rig.declarator.using(), Source::Solo);
+    assert_eq!(last_switch(&rig).1, DECLARED_ANSWER_MIN_MS, "nobody promised any of it");
 }
 
 #[test]

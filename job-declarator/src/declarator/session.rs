@@ -218,6 +218,8 @@ pub(super) struct Session {
     oldest_ms: Option<u64>,
     refused_in_a_row: u32,
     stale_in_a_row: u32,
+    /// When the first of those was found, mono ms.
+    refused_from_ms: Option<u64>,
     pub(super) evidence: Evidence,
     /// What the pool takes as a share of the job that it promised last.
     promised_target: Option<Target>,
@@ -280,6 +282,7 @@ impl Session {
             oldest_ms: None,
             refused_in_a_row: 0,
             stale_in_a_row: 0,
+            refused_from_ms: None,
             evidence: Evidence::default(),
             promised_target: None,
             tip: None,
@@ -455,6 +458,7 @@ impl Session {
             let took_ms = now_ms.saturating_sub(credited[self.batch - 1].at_ms);
             self.slowest_ms = self.slowest_ms.max(Some(took_ms));
             (self.refused_in_a_row, self.stale_in_a_row) = (0, 0);
+            self.refused_from_ms = None;
         }
         let in_a_row = self.refused_in_a_row;
         let is_too_many = in_a_row >= SHARES_REFUSED_IN_A_ROW_MAX;
@@ -494,8 +498,16 @@ impl Session {
             (&mut self.refused_in_a_row, SHARES_REFUSED_IN_A_ROW_MAX)
         };
         *in_a_row += 1;
+        self.refused_from_ms.get_or_insert(sent.at_ms);
         let failure = || Failure::Shares(format!("{in_a_row} in a row, {code}"));
         Some(if *in_a_row >= max { Err(failure()) } else { Ok(()) })
+    }
+
+    /// Since when what devices did for the pool may have been for nothing, mono ms: the first share of those without
+    /// an answer, or of those that it refused.
+    pub(super) fn in_vain_from_ms(&self) -> Option<u64> {
+        let unanswered = self.unanswered.front().map(|sent| sent.at_ms);
+        [unanswered, self.refused_from_ms].into_iter().flatten().min()
     }
 
     /// The request that this answer is of.

@@ -296,7 +296,12 @@ impl Declarator {
         let (pool, kind) = (session.pool, session.kind);
         let lingers = session.lingers_until_ms.is_some();
         let credited = session.credited(&failure);
-        let missed_ms = session.unanswered.front().map_or(now.mono_ms, |sent| sent.at_ms);
+        // Work that nobody promised was for nothing from its start.
+        let unpromised = self.works.iter().filter(|work| work.session == Some(id));
+        let unpromised =
+            unpromised.filter(|work| work.awaits_promise()).map(|work| work.given_ms()).min();
+        let missed = [session.in_vain_from_ms(), unpromised].into_iter().flatten().min();
+        let missed_ms = missed.unwrap_or(now.mono_ms);
         self.end(id, ShareLoss::PoolGone, out);
         if lingers {
             return;

@@ -142,6 +142,11 @@ impl Work {
         }
     }
 
+    /// Since when devices have it, mono ms.
+    pub(super) fn given_ms(&self) -> u64 {
+        self.given_ms
+    }
+
     /// It was not promised and still may be.
     pub(super) fn awaits_promise(&self) -> bool {
         matches!(self.state, State::Own { .. })
