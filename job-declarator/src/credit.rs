@@ -38,15 +38,30 @@ impl From<&PoolTally> for Own {
     }
 }
 
+/// What a pool shows for an account, of all its workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Shown {
+    /// Expected hashes.
+    pub work: U256,
+    /// What of that was credited; `None` if the pool does not say.
+    pub credit: Option<U256>,
+}
+
 /// What a comparison came to.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Verdict {
     /// The pool shows as much or more (the account may mine elsewhere, too), or so little less that it
-    /// means nothing.
+    /// means nothing; and credits that, if it says.
     Same,
     /// It shows less than it has acknowledged.
     PoolShowsLess {
         /// Of the owner's count.
+        percent: f64,
+    },
+    /// It shows the work and credits less. An honest pool does so, too, where the owner's templates had
+    /// fewer fees than its own: that is his to know.
+    PoolCreditsLess {
+        /// Of the work that it shows.
         percent: f64,
     },
     /// There is nothing to say.
@@ -88,8 +103,9 @@ pub enum Fault {
     /// No HTTP, no JSON, or not the fields that ours has.
     #[error("the pool's page cannot be understood")]
     Nonsense,
-    /// The list is cut and the account is not on it.
-    #[error("the pool does not list your account")]
+    /// The list is cut: the account or some of its workers may not be on it, and a part of them would
+    /// accuse a pool of what it left out of its page.
+    #[error("the pool's page lists only some of its workers")]
     NotListed,
 }
 
@@ -108,6 +124,8 @@ pub struct Comparison {
     pub own_work: U256,
     /// What the pool shows more than then.
     pub pool_work: U256,
+    /// What of that it credited, if it says.
+    pub pool_credit: Option<U256>,
     /// What that means.
     pub verdict: Verdict,
 }
@@ -115,7 +133,7 @@ pub struct Comparison {
 #[derive(Debug, Clone, Copy)]
 struct Baseline {
     own: Own,
-    pool: U256,
+    pool: Shown,
 }
 
 /// One pool's comparisons, reading after reading. Pure.
@@ -123,7 +141,7 @@ struct Baseline {
 pub struct Comparer {
     baseline: Option<Baseline>,
     /// The readings before this one.
-    last: (Own, U256),
+    last: (Own, Shown),
     /// How often the pool's number went down.
     went_down: u32,
     said: Comparison,
@@ -140,9 +158,10 @@ impl Comparer {
             own_shares: 0,
             own_work: U256::ZERO,
             pool_work: U256::ZERO,
+            pool_credit: None,
             verdict: Verdict::Unknown(Unknown::JustBegun),
         };
-        Self { baseline: None, last: (Own::default(), U256::ZERO), went_down: 0, said }
+        Self { baseline: None, last: Default::default(), went_down: 0, said }
     }
 
     /// What was said last.
@@ -152,7 +171,7 @@ impl Comparer {
     }
 
     /// The pool was asked: what it shows, and the owner's counts before it was asked and after it answered.
-    pub fn heard(&mut self, now: u32, before: Own, shown: Result<U256, Fault>, after: Own) {
+    pub fn heard(&mut self, now: u32, before: Own, shown: Result<Shown, Fault>, after: Own) {
         let shown = match shown {
             Ok(shown) => shown,
             // The last counts stay on the page.
@@ -163,7 +182,7 @@ impl Comparer {
         };
         let (last, last_shown) = std::mem::replace(&mut self.last, (before, shown));
         self.said.heard_at = now;
-        let went_down = self.baseline.is_some() && shown < last_shown;
+        let went_down = self.baseline.is_some() && is_less(shown, last_shown);
         self.went_down = self.went_down.saturating_add(u32::from(went_down));
         // A number that goes down again and again would never be compared with anything.
         let begins_anew = went_down && self.went_down <= CREDIT_WENT_DOWN_MAX;
@@ -175,6 +194,7 @@ impl Comparer {
             self.last.0 = after;
             self.said.since = now;
             (self.said.own_shares, self.said.own_work, self.said.pool_work) = Default::default();
+            self.said.pool_credit = None;
             self.said.verdict = Verdict::Unknown(match went_down {
                 true => Unknown::WentDown(self.went_down),
                 false => Unknown::JustBegun,
@@ -188,11 +208,20 @@ impl Comparer {
         let (counted, lately) = (since(own), since(last));
         self.said.own_shares = counted.shares;
         self.said.own_work = counted.work;
-        self.said.pool_work = shown.saturating_sub(pool);
+        self.said.pool_work = shown.work.saturating_sub(pool.work);
+        let credits = shown.credit.zip(pool.credit);
+        self.said.pool_credit = credits.map(|(now, then)| now.saturating_sub(then));
         // Shares on their way are of today's size, which may be more than that of the first.
         let each = share_work(counted).max(share_work(lately));
-        self.said.verdict = compare(counted, self.said.pool_work, each);
+        let shown = Shown { work: self.said.pool_work, credit: self.said.pool_credit };
+        self.said.verdict = compare(counted, shown, each);
     }
+}
+
+/// Whether either number went down.
+fn is_less(shown: Shown, than: Shown) -> bool {
+    let credits = shown.credit.zip(than.credit);
+    shown.work < than.work || credits.is_some_and(|(shown, than)| shown < than)
 }
 
 /// The work of a share on average, rounded up.
@@ -202,18 +231,30 @@ fn share_work(own: Own) -> U256 {
 
 /// The owner's count against the pool's since the same moment; `each` is what a share on its way may be.
 #[must_use]
-pub fn compare(own: Own, pool_work: U256, each: U256) -> Verdict {
+pub fn compare(own: Own, pool: Shown, each: U256) -> Verdict {
     if own.shares <= CREDIT_IN_FLIGHT_SHARES {
         return Verdict::Unknown(Unknown::TooFewShares);
     }
-    let missing = own.work.saturating_sub(pool_work);
+    let missing = own.work.saturating_sub(pool.work);
     let in_flight = each.saturating_mul(U256::from(CREDIT_IN_FLIGHT_SHARES));
-    // Divided first: no work is so small that the rounding counts, nor so large that this overflows.
-    let tolerated = own.work / U256::from(100) * U256::from(CREDIT_LESS_PERCENT_MAX);
-    if missing <= tolerated.saturating_add(in_flight) {
-        return Verdict::Same;
+    if missing > tolerated(own.work).saturating_add(in_flight) {
+        return Verdict::PoolShowsLess { percent: percent(missing, own.work) };
     }
-    Verdict::PoolShowsLess { percent: for_display(missing) / for_display(own.work) * 100.0 }
+    // Both numbers are of one answer and of all that the account mines: nothing of it is on its way.
+    let uncredited = pool.credit.map_or(U256::ZERO, |credit| pool.work.saturating_sub(credit));
+    if uncredited > tolerated(pool.work) {
+        return Verdict::PoolCreditsLess { percent: percent(uncredited, pool.work) };
+    }
+    Verdict::Same
+}
+
+/// Divided first: no work is so small that the rounding counts, nor so large that this overflows.
+fn tolerated(work: U256) -> U256 {
+    work / U256::from(100) * U256::from(CREDIT_LESS_PERCENT_MAX)
+}
+
+fn percent(part: U256, of: U256) -> f64 {
+    for_display(part) / for_display(of) * 100.0
 }
 
 /// About so much; display only.
@@ -275,14 +316,14 @@ impl std::str::FromStr for Api {
 }
 
 impl Api {
-    /// What the pool shows for an account: the expected hashes of all its workers.
+    /// What the pool shows for an account.
     ///
     /// # Errors
     /// Why it shows nothing.
-    pub async fn work_of(&self, account: &str) -> Result<U256, Fault> {
+    pub async fn shown_for(&self, account: &str) -> Result<Shown, Fault> {
         let answer = timeout(CREDIT_ANSWER_DEADLINE, self.ask()).await;
         let answer = answer.map_err(|_| Fault::TooLate)??;
-        work_shown(account, body(&answer)?)
+        shown_for(account, body(&answer)?)
     }
 
     /// HTTP/1.0, so that the answer ends with the connection and is in one piece.
@@ -329,30 +370,39 @@ struct WorkerRow<'a> {
     /// Expected hashes, decimal.
     #[serde(borrow)]
     work: Cow<'a, str>,
+    /// What of that was credited, decimal. Ours says it; a pool that takes no declared jobs need not.
+    #[serde(borrow)]
+    credit: Option<Cow<'a, str>>,
 }
 
 /// The sum of an account's rows in a pool's JSON.
 ///
 /// # Errors
-/// It is not that JSON, or the account may be on another page of it.
-pub fn work_shown(account: &str, json: &[u8]) -> Result<U256, Fault> {
+/// It is not that JSON, or it does not list all workers.
+pub fn shown_for(account: &str, json: &[u8]) -> Result<Shown, Fault> {
     let page: WorkersPage<'_> = serde_json::from_slice(json).map_err(|_| Fault::Nonsense)?;
-    let mut sum = None;
+    if page.workers_total > page.workers.len() as u64 {
+        return Err(Fault::NotListed);
+    }
+    let mut sum = Shown { work: U256::ZERO, credit: Some(U256::ZERO) };
     for row in page.workers.iter().filter(|row| row.account == account) {
-        let is_number = row.work.len() <= CREDIT_DIGITS_MAX
-            && !row.work.is_empty()
-            && row.work.bytes().all(|digit| digit.is_ascii_digit());
-        let work = is_number.then(|| U256::from_str_radix(&row.work, 10).ok()).flatten();
-        let work = work.ok_or(Fault::Nonsense)?;
-        let before: U256 = sum.unwrap_or_default();
-        sum = Some(before.checked_add(work).ok_or(Fault::Nonsense)?);
+        sum.work = sum.work.checked_add(number(&row.work)?).ok_or(Fault::Nonsense)?;
+        let credit = row.credit.as_deref().map(number).transpose()?;
+        sum.credit = match sum.credit.zip(credit) {
+            Some((sum, credit)) => Some(sum.checked_add(credit).ok_or(Fault::Nonsense)?),
+            None => None,
+        };
     }
-    let is_whole = page.workers_total <= page.workers.len() as u64;
-    match sum {
-        Some(sum) => Ok(sum),
-        None if is_whole => Ok(U256::ZERO),
-        None => Err(Fault::NotListed),
-    }
+    Ok(sum)
+}
+
+/// Decimal digits and nothing else.
+fn number(text: &str) -> Result<U256, Fault> {
+    let is_number = text.len() <= CREDIT_DIGITS_MAX
+        && !text.is_empty()
+        && text.bytes().all(|digit| digit.is_ascii_digit());
+    let number = is_number.then(|| U256::from_str_radix(text, 10).ok()).flatten();
+    number.ok_or(Fault::Nonsense)
 }
 
 /// A pool whose API is asked.
@@ -400,7 +450,7 @@ pub async fn watch(
             for at in 0..pools.len() {
                 let (comparer, asked) = &mut pools[at];
                 let before = own(asked.pool);
-                let shown = asked.api.work_of(&asked.account).await;
+                let shown = asked.api.shown_for(&asked.account).await;
                 hear(comparer, before, shown, own(asked.pool));
                 publish(&pools);
             }
@@ -412,18 +462,26 @@ pub async fn watch(
     }
 }
 
-/// Hands a reading on; a pool that begins to show less is said in the log once.
-fn hear(comparer: &mut Comparer, before: Own, shown: Result<U256, Fault>, after: Own) {
-    let was_less = matches!(comparer.said().verdict, Verdict::PoolShowsLess { .. });
+/// Hands a reading on; a pool that begins to show or to credit less is said in the log once.
+fn hear(comparer: &mut Comparer, before: Own, shown: Result<Shown, Fault>, after: Own) {
+    let was = std::mem::discriminant(&comparer.said().verdict);
     let went_down = comparer.went_down;
     comparer.heard(unix_s(), before, shown, after);
+    let Comparison { pool, verdict, .. } = comparer.said();
     if comparer.went_down > went_down {
-        warn!(pool = %comparer.said().pool, times = comparer.went_down, "the pool shows less work than a minute ago");
+        warn!(%pool, times = comparer.went_down, "the pool shows less work than a minute ago");
     }
-    if let Comparison { pool, verdict: Verdict::PoolShowsLess { percent }, .. } = comparer.said()
-        && !was_less
-    {
-        warn!(%pool, percent = %format_args!("{percent:.1}"), "the pool shows less work than it acknowledged");
+    if std::mem::discriminant(verdict) == was {
+        return;
+    }
+    match verdict {
+        Verdict::PoolShowsLess { percent } => {
+            warn!(%pool, percent = %format_args!("{percent:.1}"), "the pool shows less work than it acknowledged");
+        }
+        Verdict::PoolCreditsLess { percent } => {
+            warn!(%pool, percent = %format_args!("{percent:.1}"), "the pool credits less than the work that it shows");
+        }
+        Verdict::Same | Verdict::Unknown(_) => {}
     }
 }
 
@@ -437,12 +495,21 @@ mod tests {
         Own { shares, work: U256::from(shares * EACH) }
     }
 
-    fn shown(work: u64) -> Result<U256, Fault> {
-        Ok(U256::from(work))
+    /// Of a pool that does not say what it credits.
+    fn work(work: U256) -> Shown {
+        Shown { work, credit: None }
+    }
+
+    fn shown(hashes: u64) -> Result<Shown, Fault> {
+        Ok(work(U256::from(hashes)))
+    }
+
+    fn credited(work: u64, credit: u64) -> Shown {
+        Shown { work: U256::from(work), credit: Some(U256::from(credit)) }
     }
 
     fn judged(shares: u64, pool_work: u64) -> Verdict {
-        compare(own(shares), U256::from(pool_work), U256::from(EACH))
+        compare(own(shares), work(U256::from(pool_work)), U256::from(EACH))
     }
 
     #[test]
@@ -454,6 +521,39 @@ mod tests {
         };
         assert!((percent - 2.8).abs() < 0.001, "{percent}");
         assert_eq!(judged(1_000, 0), Verdict::PoolShowsLess { percent: 100.0 });
+    }
+
+    #[test]
+    fn a_pool_that_shows_all_work_and_credits_less_is_said() {
+        let judged = |work, credit| compare(own(1_000), credited(work, credit), U256::from(EACH));
+        assert_eq!(judged(1_000_000, 1_050_000), Verdict::Same);
+        assert_eq!(judged(1_000_000, 980_000), Verdict::Same);
+        let Verdict::PoolCreditsLess { percent } = judged(1_000_000, 979_999) else {
+            panic!("one beyond is said");
+        };
+        assert!((percent - 2.0).abs() < 0.001, "{percent}");
+        assert_eq!(judged(1_000_000, 10_000), Verdict::PoolCreditsLess { percent: 99.0 });
+        // The account mines elsewhere, too: what is shown is credited in part, for whomever.
+        assert_eq!(judged(4_000_000, 1_000_000), Verdict::PoolCreditsLess { percent: 75.0 });
+        // Work that is not shown is the graver lack.
+        assert_eq!(judged(500_000, 5_000), Verdict::PoolShowsLess { percent: 50.0 });
+    }
+
+    #[test]
+    fn a_pool_that_credits_little_is_said_of_what_was_credited_since() {
+        let mut comparer = Comparer::new("Home".into(), 0);
+        // What was credited before we looked is not ours to judge.
+        comparer.heard(60, own(0), Ok(credited(900_000, 0)), own(0));
+        comparer.heard(120, own(100), Ok(credited(1_000_000, 99_000)), own(100));
+        assert_eq!(comparer.said().pool_credit, Some(U256::from(99_000)));
+        assert_eq!(comparer.said().verdict, Verdict::Same);
+        comparer.heard(180, own(200), Ok(credited(1_100_000, 100_000)), own(200));
+        assert_eq!(comparer.said().verdict, Verdict::PoolCreditsLess { percent: 50.0 });
+        comparer.heard(240, own(300), Ok(credited(1_200_000, 99_999)), own(300));
+        assert_eq!(comparer.said().verdict, Verdict::Unknown(Unknown::WentDown(1)));
+        // It stops saying so, and begins again: work alone is compared.
+        comparer.heard(300, own(400), shown(1_300_000), own(400));
+        assert_eq!((comparer.said().pool_credit, &comparer.said().verdict), (None, &Verdict::Same));
     }
 
     #[test]
@@ -544,12 +644,15 @@ mod tests {
     fn no_number_overflows() {
         let all = Own { shares: u64::MAX, work: U256::MAX };
         assert_eq!(share_work(Own { shares: 0, work: U256::MAX }), U256::ZERO);
-        assert!(matches!(compare(all, U256::ZERO, U256::from(1)), Verdict::PoolShowsLess { .. }));
-        assert_eq!(compare(all, U256::ZERO, U256::MAX), Verdict::Same);
+        assert!(matches!(
+            compare(all, work(U256::ZERO), U256::from(1)),
+            Verdict::PoolShowsLess { .. }
+        ));
+        assert_eq!(compare(all, work(U256::ZERO), U256::MAX), Verdict::Same);
         let mut comparer = Comparer::new("Home".into(), 0);
         comparer.heard(0, own(0), shown(0), own(0));
         let one = Own { shares: 1, work: U256::MAX };
-        comparer.heard(0, one, Ok(U256::MAX), one);
+        comparer.heard(0, one, Ok(work(U256::MAX)), one);
         assert_eq!(comparer.said().own_work, U256::MAX);
     }
 
@@ -559,33 +662,49 @@ mod tests {
             {"account":"home","worker":"a","work":"5","credit":"4","shares":1},
             {"account":"homes","worker":"a","work":"7"},
             {"account":"home","worker":"\u0062","work":"115792089237316195423570985008687907853269984665640564039457584007913129639930"}]}"#;
-        assert_eq!(work_shown("home", json), Ok(U256::MAX));
-        assert_eq!(work_shown("else", json), Ok(U256::ZERO));
+        // A row says nothing of credit, so that nothing can be said of their sum.
+        assert_eq!(shown_for("home", json), Ok(work(U256::MAX)));
+        assert_eq!(shown_for("homes", json), Ok(work(U256::from(7))));
+        assert_eq!(shown_for("else", json), Ok(credited(0, 0)));
+        let both = br#"{"workers_total": 2, "workers": [
+            {"account":"home","work":"5","credit":"4"}, {"account":"home","work":"50","credit":"40"}]}"#;
+        assert_eq!(shown_for("home", both), Ok(credited(55, 44)));
+    }
+
+    #[test]
+    fn a_list_that_is_cut_says_nothing_of_any_account() {
+        // Another worker of the account may be among those that are not listed.
         let cut = br#"{"workers_total": 2, "workers": [{"account":"home","work":"5"}]}"#;
-        assert_eq!(work_shown("home", cut), Ok(U256::from(5)));
-        assert_eq!(work_shown("else", cut), Err(Fault::NotListed));
+        assert_eq!(shown_for("home", cut), Err(Fault::NotListed));
+        assert_eq!(shown_for("else", cut), Err(Fault::NotListed));
     }
 
     #[test]
     fn nonsense_is_a_fault_and_not_a_number() {
-        let row = |work: &str| {
-            format!(r#"{{"workers_total":1,"workers":[{{"account":"home","work":{work}}}]}}"#)
+        let in_place_of = |field: &str, number: &str| {
+            let json =
+                r#"{"workers_total":1,"workers":[{"account":"home","work":"5","credit":"5"}]}"#;
+            json.replace(&format!("\"{field}\":\"5\""), &format!("\"{field}\":{number}"))
         };
         let one_more =
             "115792089237316195423570985008687907853269984665640564039457584007913129639936";
         let long = "0".repeat(CREDIT_DIGITS_MAX + 1);
-        for work in ["\"\"", "\"-1\"", "\"1_0\"", "\"0x5\"", "5", "null", "\"1e9\""] {
-            assert_eq!(work_shown("home", row(work).as_bytes()), Err(Fault::Nonsense), "{work}");
+        for field in ["work", "credit"] {
+            for wrong in ["\"\"", "\"-1\"", "\"1_0\"", "\"0x5\"", "5", "[]", "\"1e9\""] {
+                let json = in_place_of(field, wrong);
+                assert_eq!(shown_for("home", json.as_bytes()), Err(Fault::Nonsense), "{json}");
+            }
+            for wrong in [one_more, &long] {
+                let json = in_place_of(field, &format!("\"{wrong}\""));
+                assert_eq!(shown_for("home", json.as_bytes()), Err(Fault::Nonsense), "{json}");
+            }
         }
-        for work in [one_more, &long] {
-            let json = row(&format!("\"{work}\""));
-            assert_eq!(work_shown("home", json.as_bytes()), Err(Fault::Nonsense), "{work}");
-        }
+        assert_eq!(shown_for("home", in_place_of("work", "null").as_bytes()), Err(Fault::Nonsense));
         let deep = "[".repeat(100_000);
         for json in ["", "{}", "[]", "null", "{\"workers_total\":1,\"workers\":{}}", &deep] {
-            assert_eq!(work_shown("home", json.as_bytes()), Err(Fault::Nonsense));
+            assert_eq!(shown_for("home", json.as_bytes()), Err(Fault::Nonsense));
         }
-        assert_eq!(work_shown("home", &[0xff; 64]), Err(Fault::Nonsense));
+        assert_eq!(shown_for("home", &[0xff; 64]), Err(Fault::Nonsense));
     }
 
     #[test]

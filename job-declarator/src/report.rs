@@ -119,6 +119,10 @@ fn warnings(shown: &Shown, credit: &[Comparison]) -> Vec<String> {
             "{} shows {percent:.1} percent less work of yours than it has acknowledged",
             comparison.pool
         )),
+        Verdict::PoolCreditsLess { percent } => Some(format!(
+            "{} credits {percent:.1} percent less than the work of yours that it shows",
+            comparison.pool
+        )),
         Verdict::Same | Verdict::Unknown(_) => None,
     });
     let refused = shown.refused.iter().rev().map(|row| {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use job_declarator::credit::{self, Api, Asked, Fault, Own, Unknown, Verdict};
+use job_declarator::credit::{self, Api, Asked, Fault, Own, Shown, Unknown, Verdict};
 use job_declarator::limits::{CREDIT_ANSWER_LEN_MAX, CREDIT_ASK_EVERY};
 use ruint::aliases::U256;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -42,6 +42,10 @@ fn ok(body: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{body}").into_bytes()
 }
 
+fn all_credited(work: u64) -> Shown {
+    Shown { work: U256::from(work), credit: Some(U256::from(work)) }
+}
+
 fn workers(work: u64) -> String {
     format!(
         r#"{{"workers_total":1,"workers":[{{"account":"home","worker":"a","shares":5,"work":"{work}",
@@ -52,8 +56,8 @@ fn workers(work: u64) -> String {
 #[tokio::test]
 async fn a_pool_says_what_it_shows_for_the_account() {
     let api = pool(|| ok(&workers(77))).await;
-    assert_eq!(api.work_of("home").await, Ok(U256::from(77)));
-    assert_eq!(api.work_of("else").await, Ok(U256::ZERO));
+    assert_eq!(api.shown_for("home").await, Ok(all_credited(77)));
+    assert_eq!(api.shown_for("else").await, Ok(all_credited(0)));
 }
 
 #[tokio::test]
@@ -70,11 +74,11 @@ async fn nonsense_nothing_and_errors_are_told_apart() {
     ];
     for (answer, fault) in cases {
         let api = pool(move || answer.to_vec()).await;
-        assert_eq!(api.work_of("home").await, Err(fault));
+        assert_eq!(api.shown_for("home").await, Err(fault));
     }
     let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let api: Api = format!("http://{closed}").parse().unwrap();
-    assert_eq!(api.work_of("home").await, Err(Fault::Unreachable));
+    assert_eq!(api.shown_for("home").await, Err(Fault::Unreachable));
 }
 
 #[tokio::test]
@@ -85,11 +89,11 @@ async fn an_answer_of_the_longest_is_read_and_one_byte_more_is_not() {
         answer
     };
     let api = pool(move || padded(CREDIT_ANSWER_LEN_MAX)).await;
-    assert_eq!(api.work_of("home").await, Ok(U256::from(5)));
+    assert_eq!(api.shown_for("home").await, Ok(all_credited(5)));
     let api = pool(move || padded(CREDIT_ANSWER_LEN_MAX + 1)).await;
-    assert_eq!(api.work_of("home").await, Err(Fault::TooLong));
+    assert_eq!(api.shown_for("home").await, Err(Fault::TooLong));
     let api = pool(move || padded(64 * CREDIT_ANSWER_LEN_MAX)).await;
-    assert_eq!(api.work_of("home").await, Err(Fault::TooLong));
+    assert_eq!(api.shown_for("home").await, Err(Fault::TooLong));
 }
 
 #[tokio::test]
@@ -97,7 +101,7 @@ async fn a_pool_that_never_answers_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let api: Api = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
     pause();
-    assert_eq!(api.work_of("home").await, Err(Fault::TooLate));
+    assert_eq!(api.shown_for("home").await, Err(Fault::TooLate));
 }
 
 #[tokio::test]

@@ -136,7 +136,7 @@ fn the_page_answers_all_that_a_person_at_home_asks() {
              the connection was closed up to 1.2 s, 3.12 TH of work",
             "Block 899,990, found 1 h 23 min ago by living-room: accepted by your node",
             "2,468 good shares, 2.47 PH of work, of which 17 were solo.",
-            "1.18 PH 1.18 PH they agree",
+            "1.18 PH 1.18 PH 1.18 PH they agree",
             "Host 192.168.1.7 Port 34255 User any name",
             "Stratum V1 stratum+tcp://192.168.1.7:3333",
             "The clock of this computer is 40 s ahead of the pool's.",
@@ -192,6 +192,8 @@ fn each_state_of_a_pool_a_block_and_a_comparison_has_its_words() {
     }
     let verdicts = [
         (Verdict::PoolShowsLess { percent: 4.26 }, "shows 4.3 % less than it acknowledged"),
+        (Verdict::PoolCreditsLess { percent: 99.0 }, "credits 99.0 % less than the work it shows"),
+        (Verdict::Unknown(Unknown::NoAnswer(Fault::NotListed)), "lists only some of its workers"),
         (Verdict::Unknown(Unknown::TooFewShares), "too few shares to tell"),
         (Verdict::Unknown(Unknown::NoAnswer(Fault::TooLate)), "page does not answer in time"),
     ];
@@ -306,6 +308,25 @@ fn a_status_that_is_old_is_not_shown_as_new() {
     let html = |age_s| page(&sample(), &Asked { host: None, age_s });
     assert!(!html(STATUS_AGE_MAX_S).contains("come to a stand"));
     assert!(html(STATUS_AGE_MAX_S + 1).contains("come to a stand: what follows is 1 min old"));
+}
+
+#[test]
+fn a_pool_that_credits_less_says_so_in_json_and_one_that_does_not_tell_is_null() {
+    let mut status = sample();
+    status.credit[0].verdict = Verdict::PoolCreditsLess { percent: 99.0 };
+    let credit = |status: &Status| {
+        let said: Value = serde_json::from_str(&json(status)).unwrap();
+        said["credit"][0].clone()
+    };
+    assert_eq!(credit(&status)["verdict"], "pool-credits-less");
+    assert_eq!(credit(&status)["less_percent"], 99.0);
+    status.credit[0].pool_credit = None;
+    status.credit[0].verdict = Verdict::Same;
+    assert_eq!(
+        (&credit(&status)["pool_credit"], &credit(&status)["verdict"]),
+        (&Value::Null, &"same".into())
+    );
+    says(&status, &["1.18 PH 1.18 PH they agree"]);
 }
 
 /// Names are a promise: a change here is a change for those who read them.

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use job_declarator::credit::Api;
+use job_declarator::credit::{Api, Shown};
 use job_declarator::rate::{HashRate, HashRates};
 use pool::api::{self, Facts, NodeView, Sources};
 use pool::board::{
@@ -388,7 +388,8 @@ async fn blocks_and_workers_come_from_the_store() {
     assert_eq!(page, serde_json::json!({ "workers_total": 0, "workers": [] }));
     // As a miner's own program asks.
     let api: Api = format!("http://{}", server.address).parse().unwrap();
-    assert_eq!(api.work_of("bc1qme").await, Ok(U256::ZERO));
+    let none = Shown { work: U256::ZERO, credit: Some(U256::ZERO) };
+    assert_eq!(api.shown_for("bc1qme").await, Ok(none));
 }
 
 #[tokio::test(flavor = "multi_thread")]

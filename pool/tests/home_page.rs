@@ -8,8 +8,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use home::{Home, NO_BLOCKS, PoolRig, chain, own};
-use job_declarator::credit;
+use job_declarator::credit::{self, Api, Comparer, Fault, Own, Shown, Verdict, shown_for};
 use job_declarator::run::PageSettings;
+use ruint::aliases::U256;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -95,6 +96,66 @@ async fn the_page_says_whose_template_is_mined_by_whom_and_what_was_refused() {
         }
     };
     timeout(home::PATIENCE, until_warned).await.expect("the page does not say why");
+    device.stop().await;
+    home.running.stop().await;
+    pool.pool.stop().await.unwrap();
+}
+
+/// What another pool would answer in place of ours: `change` is made to each row, whose numbers grew since
+/// `before`.
+fn tampered(page: &str, before: Shown, change: impl Fn(&mut Value, Shown)) -> Shown {
+    let mut page: Value = serde_json::from_str(page).unwrap();
+    let rows = page["workers"].as_array_mut().unwrap();
+    assert_eq!(rows.len(), 1, "one device: {rows:?}");
+    change(&mut rows[0], before);
+    shown_for("alice", page.to_string().as_bytes()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_pool_shows_and_credits_what_it_acknowledged_and_less_of_either_is_said() {
+    let chain = chain(NO_BLOCKS);
+    let pool = PoolRig::start(&chain).await;
+    let at = pool.pool.http;
+    let api: Api = format!("http://{at}").parse().unwrap();
+    let home = Home::start(vec![pool.options("A")], chain).await;
+    let device = home.device("alice.garage").await;
+    home.until_using(own(0)).await;
+    home.until_mined_for(0, 3).await;
+
+    let counted = || Own::from(&home.view().pools[0].tally);
+    let (before, first) = (counted(), api.shown_for("alice").await.unwrap());
+    let begin = counted();
+    home.until_mined_for(0, 20).await;
+    let (now, last) = (counted(), api.shown_for("alice").await.unwrap());
+    let (_, page) = get(at, "127.0.0.1", "/api/v1/workers").await;
+    let verdict = |shown: Shown| {
+        let mut comparer = Comparer::new("A".to_owned(), 0);
+        comparer.heard(60, before, Ok(first), begin);
+        comparer.heard(120, now, Ok(shown), now);
+        comparer.said().verdict.clone()
+    };
+    assert!(last.credit.unwrap() > first.credit.unwrap(), "{last:?}");
+    assert_eq!(verdict(last), Verdict::Same);
+
+    let shows_nothing_new = tampered(&page, first, |row, before| {
+        row["work"] = before.work.to_string().into();
+    });
+    let Verdict::PoolShowsLess { percent } = verdict(shows_nothing_new) else {
+        panic!("{:?}", verdict(shows_nothing_new));
+    };
+    assert!(percent > 99.9, "{percent}");
+    let credits_a_hundredth = tampered(&page, first, |row, before| {
+        let work: U256 = row["work"].as_str().unwrap().parse().unwrap();
+        let new = (work - before.work) / U256::from(100);
+        row["credit"] = (before.credit.unwrap() + new).to_string().into();
+    });
+    let Verdict::PoolCreditsLess { percent } = verdict(credits_a_hundredth) else {
+        panic!("{:?}", verdict(credits_a_hundredth));
+    };
+    assert!((98.0..100.0).contains(&percent), "{percent}");
+    let cut = page.replace("\"workers_total\":1", "\"workers_total\":2");
+    assert_eq!(shown_for("alice", cut.as_bytes()), Err(Fault::NotListed));
+
     device.stop().await;
     home.running.stop().await;
     pool.pool.stop().await.unwrap();

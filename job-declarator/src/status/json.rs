@@ -176,8 +176,11 @@ struct CreditJson {
     own_shares: u64,
     own_work: String,
     pool_work: String,
-    /// same, pool-shows-less, unknown.
+    /// What of that was credited; null where the pool does not say.
+    pool_credit: Option<String>,
+    /// same, pool-shows-less, pool-credits-less, unknown.
     verdict: &'static str,
+    /// Less than the own work, or than the pool's.
     less_percent: Option<f64>,
     reason: Option<String>,
 }
@@ -390,6 +393,7 @@ fn credit_json(of: &Comparison) -> CreditJson {
     let (verdict, less_percent, reason) = match &of.verdict {
         Verdict::Same => ("same", None, None),
         Verdict::PoolShowsLess { percent } => ("pool-shows-less", Some(*percent), None),
+        Verdict::PoolCreditsLess { percent } => ("pool-credits-less", Some(*percent), None),
         Verdict::Unknown(why) => ("unknown", None, Some(why.to_string())),
     };
     CreditJson {
@@ -399,6 +403,7 @@ fn credit_json(of: &Comparison) -> CreditJson {
         own_shares: of.own_shares,
         own_work: of.own_work.to_string(),
         pool_work: of.pool_work.to_string(),
+        pool_credit: of.pool_credit.map(|credit| credit.to_string()),
         verdict,
         less_percent,
         reason,

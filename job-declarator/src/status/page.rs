@@ -406,18 +406,27 @@ fn credit(out: &mut Html, status: &Status) {
         return;
     }
     out.raw("<table><thead><tr><th>Pool<th>Since<th class=number>It acknowledged")
-        .raw("<th class=number>It shows<th>So</thead><tbody>");
+        .raw("<th class=number>It shows<th class=number>It credits<th>So</thead><tbody>");
     for comparison in &status.credit {
-        let Comparison { pool, since, own_work, pool_work, .. } = comparison;
+        let Comparison { pool, since, own_work, pool_work, pool_credit, .. } = comparison;
         out.raw("<tr>").cell("", shown(pool)).cell("Since", ago(status.now, *since));
         out.number("It acknowledged", with_unit(for_display(*own_work), "H"));
         out.number("It shows", with_unit(for_display(*pool_work), "H"));
+        let credited = pool_credit.map(|credit| with_unit(for_display(credit), "H"));
+        out.number("It credits", credited.unwrap_or_default());
         out.raw("<td>");
         match &comparison.verdict {
             Verdict::Same => out.raw("<span class=good>they agree</span>"),
             Verdict::PoolShowsLess { percent } => {
                 let less = format!("the pool shows {percent:.1} % less than it acknowledged");
                 out.raw("<span class=bad>").text(less).raw("</span>")
+            }
+            Verdict::PoolCreditsLess { percent } => {
+                let less = format!("the pool credits {percent:.1} % less than the work it shows");
+                out.raw("<span class=bad>")
+                    .text(less)
+                    .raw("</span>, as it may where your templates ")
+                    .raw("have fewer fees than its own")
             }
             Verdict::Unknown(why) => out.raw("<span class=soft>").text(why).raw("</span>"),
         };

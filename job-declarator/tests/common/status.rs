@@ -150,6 +150,7 @@ pub(crate) fn sample() -> Status {
             own_shares: 1_180,
             own_work: U256::from(1_180_000_000_000_000_u64),
             pool_work: U256::from(1_181_000_000_000_000_u64),
+            pool_credit: Some(U256::from(1_178_000_000_000_000_u64)),
             verdict: Verdict::Same,
         }],
         warnings: vec!["The clock of this computer is 40 s ahead of the pool's.".to_owned()],
