@@ -65,6 +65,7 @@ fn node_of(facts: &NodeFacts) -> status::NodeFacts {
     status::NodeFacts {
         name: facts.name.clone(),
         height: facts.chain.as_ref().map(|chain| chain.height),
+        pruned: facts.chain.as_ref().is_some_and(|chain| chain.pruned),
         answered_at: facts.answered_at,
     }
 }

@@ -68,6 +68,8 @@ pub struct NodeFacts {
     pub name: String,
     /// Of its tip.
     pub height: Option<u32>,
+    /// It says that it is.
+    pub pruned: bool,
     /// When it last answered, unix seconds.
     pub answered_at: Option<u32>,
 }

@@ -89,6 +89,52 @@ async fn a_template_is_read_whole_and_its_block_is_accepted_by_the_chain_it_came
     }
 }
 
+/// As a Core of 5 GB says it that was built without wallet or told `-disablewallet`.
+fn pruned_and_walletless(asked: &Asked, template: &Value) -> Answer {
+    match asked.method.as_str() {
+        "getblockchaininfo" => Answer::Result(json!({
+            "chain": "regtest", "blocks": 120, "headers": 120, "bestblockhash": TIP,
+            "initialblockdownload": false, "size_on_disk": 5_000_000_000_u64, "pruned": true,
+            "pruneheight": 100, "automatic_pruning": true, "prune_target_size": 5_242_880_000_u64,
+        })),
+        "getblocktemplate" if asked.params[0]["mode"] == "proposal" => Answer::Result(json!(null)),
+        "getblocktemplate" => Answer::Result(template.clone()),
+        "submitblock" => Answer::Result(json!(null)),
+        "getblockheader" => Answer::Result(json!({"confirmations": 1, "height": 121})),
+        // A wallet's methods, as Core answers where there is none, and all that would read an old block.
+        _ => Answer::Error(-32_601, "Method not found"),
+    }
+}
+
+#[tokio::test]
+async fn a_pruned_node_without_a_wallet_gives_templates_and_takes_blocks() {
+    let options = EmbeddedOptions { tx_count: 7, block_hashes: 2, ..EmbeddedOptions::default() };
+    let chain = EmbeddedChain::new(options).unwrap();
+    let shown = chain.next_template(None).await.unwrap();
+    let reply = template_json(&shown, "lp1");
+    let core = MockCore::start(move |asked| pruned_and_walletless(asked, &reply));
+    let node = node(&core);
+    let info = node.chain_info().await.unwrap();
+    assert!(info.pruned && !info.initial_block_download);
+    let read = node.next_template(None).await.unwrap();
+    let block = mine(&read, 1);
+    assert_eq!(node.check_block(&block).await.unwrap(), Checked::Valid);
+    assert_eq!(node.submit_block(&block).await.unwrap(), Submitted::Accepted);
+    assert_eq!(node.height_of(&[1; 32]).await.unwrap(), Some(121));
+    assert_eq!(chain.submit_block(&block).await.unwrap(), Submitted::Accepted);
+    // Neither a wallet's method nor one that reads an old block.
+    let asked: std::collections::BTreeSet<_> =
+        core.asked().into_iter().map(|asked| asked.method).collect();
+    let served = ["getblockchaininfo", "getblockheader", "getblocktemplate", "submitblock"];
+    assert_eq!(asked, served.map(str::to_owned).into());
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_say_whether_it_is_pruned_is_not() {
+    let core = MockCore::start(|asked| chain_info(asked, "main").unwrap_or(Answer::Status(404)));
+    assert!(!node(&core).chain_info().await.unwrap().pruned);
+}
+
 #[tokio::test]
 async fn unknown_rules_and_fields_do_not_make_a_template_unreadable() {
     let mut reply = template_json(&shown(2).await, "lp1");

@@ -111,6 +111,21 @@ fn a_node_that_is_away_is_said_with_what_is_mined_meanwhile() {
 }
 
 #[test]
+fn a_pruned_node_is_named_without_a_complaint() {
+    let mut status = sample();
+    let header = |status: &Status| {
+        let html = page(status, &asked("192.168.1.7"));
+        html.split_once("<header>").unwrap().1.split_once("</header>").unwrap().0.to_owned()
+    };
+    assert!(!header(&status).contains("pruned"));
+    status.node.pruned = true;
+    assert!(header(&status).contains("at block 900,000, pruned, which will do · runs"));
+    assert!(!header(&status).contains("class="), "calm: {}", header(&status));
+    let said: Value = serde_json::from_str(&json(&status)).unwrap();
+    assert_eq!(said["node"]["pruned"], true);
+}
+
+#[test]
 fn the_page_answers_all_that_a_person_at_home_asks() {
     says(
         &sample(),

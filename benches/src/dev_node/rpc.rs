@@ -150,6 +150,7 @@ async fn answer(inner: &Inner, method: &str, params: &Value) -> Result<Value, Re
                 "headers": info.height,
                 "bestblockhash": BlockHash::from_byte_array(info.tip).to_string(),
                 "initialblockdownload": info.initial_block_download,
+                "pruned": info.pruned,
             }))
         }
         "getbestblockhash" => {

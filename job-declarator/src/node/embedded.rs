@@ -305,6 +305,7 @@ impl Node for EmbeddedChain {
             height: state.chain.height(),
             tip: state.chain.tip().to_byte_array(),
             initial_block_download: false,
+            pruned: false,
         }))
     }
 

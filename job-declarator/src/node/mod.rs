@@ -137,6 +137,8 @@ pub struct ChainInfo {
     pub tip: [u8; 32],
     /// Still catching up: templates would be of the past.
     pub initial_block_download: bool,
+    /// Old blocks are thrown away, which takes nothing from templates and new ones.
+    pub pruned: bool,
 }
 
 /// A source of templates and a sink of blocks.

@@ -74,6 +74,7 @@ struct OutputJson {
 struct NodeJson<'a> {
     name: &'a str,
     height: Option<u32>,
+    pruned: bool,
     answered_at: Option<u32>,
     /// Why it cannot be built upon, if it cannot.
     away: Option<String>,
@@ -207,6 +208,7 @@ pub fn json(status: &Status) -> String {
         node: NodeJson {
             name: &status.node.name,
             height: status.node.height,
+            pruned: status.node.pruned,
             answered_at: status.node.answered_at,
             away: view.node_away.as_deref().map(words::reason),
         },

@@ -121,6 +121,10 @@ fn head(out: &mut Html, status: &Status, asked: &Asked) {
         (None, Some(height)) => out.raw(" at block ").text(grouped(u64::from(height))),
         (None, None) => out,
     };
+    // What a README promises should not look like a fault that was overlooked.
+    if status.node.pruned {
+        out.raw(", pruned, which will do");
+    }
     let runs_s = status.now.saturating_sub(status.started_at);
     out.raw(" · runs for ").text(span(u64::from(runs_s))).raw("</header>");
     if asked.age_s > STATUS_AGE_MAX_S {

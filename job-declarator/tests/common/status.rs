@@ -126,6 +126,7 @@ pub(crate) fn sample() -> Status {
         node: NodeFacts {
             name: "127.0.0.1:8332".to_owned(),
             height: Some(900_000),
+            pruned: false,
             answered_at: Some(NOW - 1),
         },
         devices: vec![device(1, "living-room"), sv1],

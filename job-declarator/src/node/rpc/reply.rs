@@ -33,6 +33,9 @@ pub(super) struct ChainReply {
     blocks: u32,
     bestblockhash: String,
     initialblockdownload: bool,
+    /// Only told to the owner: no answer depends on it.
+    #[serde(default)]
+    pruned: bool,
 }
 
 /// `getblockheader`, verbose.
@@ -90,6 +93,7 @@ impl ChainReply {
             height: self.blocks,
             tip: block_hash(&self.bestblockhash)?,
             initial_block_download: self.initialblockdownload,
+            pruned: self.pruned,
         })
     }
 }
