@@ -1,7 +1,9 @@
 //! The house as processes of its own: a node, two pools and the declarator, killed, stopped in their tracks and
 //! started again by signals, as an operating system does it. What happens is read from the status page's JSON,
-//! and what a switch costs also from a device that writes down when it was given whose work.
-//! Needs `pool` and `dev_node` beside this package's program; where cargo has not built them it says so.
+//! and what a switch costs also from a device that writes down when it was given whose work. A Stratum V2 and a
+//! V1 device mine through all of it.
+//! Needs `pool` and `dev_node` beside this package's program; where cargo has not built them it says so, and
+//! fails under continuous integration.
 
 #![cfg(feature = "demo")]
 #![allow(
@@ -10,6 +12,8 @@
     reason = "builders outside a #[test] fail it just as well"
 )]
 
+#[path = "../../../pool/tests/home/v1.rs"]
+mod v1;
 #[path = "../../../pool/tests/home/witness.rs"]
 mod witness;
 
@@ -24,7 +28,9 @@ use pool::cpu_miner::{self, CpuMinerOptions, MinerReport};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
+use v1::V1Device;
 use witness::Witness;
 
 /// Far beyond what anything here takes on a busy machine.
@@ -50,6 +56,17 @@ fn program(name: &str) -> Option<PathBuf> {
     let ours = Path::new(env!("CARGO_BIN_EXE_job-declarator"));
     let path = ours.with_file_name(name);
     path.exists().then_some(path)
+}
+
+/// The pool's program and the node's. A run that is to show something must not pass for want of them.
+fn programs() -> Option<(PathBuf, PathBuf)> {
+    if let (Some(pool), Some(dev_node)) = (program("pool"), program("dev_node")) {
+        return Some((pool, dev_node));
+    }
+    let missing = "pool and dev_node are not built (cargo build --workspace)";
+    assert!(std::env::var_os("CI").is_none(), "NOT RUN although CI is set: {missing}");
+    eprintln!("NOT RUN: {missing}");
+    None
 }
 
 /// Killed when the test ends, however it does.
@@ -123,13 +140,14 @@ impl Pool {
         let (url, cookie) = (node["rpc"].as_str().unwrap(), node["cookie_file"].as_str().unwrap());
         let address = nobodys_address(name.as_bytes()[0]);
         let script = script_of(&address);
+        // A house says that it hashes like one at first; these devices would wait for the pool to find out.
         let config = format!(
             "[pool]\npayout_address = \"{address}\"\ndrain_s = 1\n\
              [node]\nnetwork = \"regtest\"\nurl = \"{url}\"\ncookie_file = \"{cookie}\"\n\
              [listen]\naddress = \"127.0.0.1:{mining}\"\n\
              [declare]\naddress = \"127.0.0.1:{declare}\"\n\
              [http]\naddress = \"127.0.0.1:{http}\"\n\
-             [difficulty]\nfloor_log2 = -24\nshares_per_minute = 120\n"
+             [difficulty]\nfloor_log2 = -24\nceiling_log2 = -20\nshares_per_minute = 120\n"
         );
         std::fs::write(folder.join("pool.toml"), config).unwrap();
         let process = Process::start(name, &folder, &program, &["run", "-c", "pool.toml"]);
@@ -183,16 +201,54 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// A node that can be started again where it was. Its chain is another then, as high and with another tip.
+struct Node {
+    folder: PathBuf,
+    program: PathBuf,
+    rpc: u16,
+    /// What it said first.
+    doors: Value,
+    process: Process,
+}
+
+impl Node {
+    fn start(folder: &Path, program: PathBuf) -> Self {
+        let folder = folder.join("node");
+        std::fs::create_dir(&folder).unwrap();
+        let rpc = free_port();
+        let (process, doors) = Self::run(&folder, &program, rpc);
+        Self { folder, program, rpc, doors, process }
+    }
+
+    /// Until its doors are open.
+    fn run(folder: &Path, program: &Path, rpc: u16) -> (Process, Value) {
+        let (rpc, at) = (rpc.to_string(), folder.to_str().unwrap());
+        let out_of_reach = ["--block-hashes", "1000000000000", "--refresh-s", "2"];
+        let where_it_is = ["--rpc-port", &rpc, "--folder", at];
+        let arguments = [&out_of_reach[..], &where_it_is].concat();
+        let mut process = Process::start("node", folder, program, &arguments);
+        let mut line = String::new();
+        let stdout = process.child.stdout.as_mut().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        (process, serde_json::from_str(&line).unwrap())
+    }
+
+    fn again(&mut self) {
+        (self.process, self.doors) = Self::run(&self.folder, &self.program, self.rpc);
+    }
+}
+
 struct House {
     declarator: Process,
     http: u16,
     device: Option<(CancellationToken, Arc<MinerReport>)>,
+    v1: Option<V1Device>,
     witness: Option<Witness>,
-    runtime: tokio::runtime::Runtime,
+    runtime: Runtime,
 }
 
 impl House {
-    fn start(folder: &Path, node: &Value, pools: &[&Pool]) -> Self {
+    fn start(runtime: Runtime, folder: &Path, node: &Value, pools: &[&Pool]) -> Self {
         let (sv2, http) = (free_port(), free_port());
         let (url, cookie) = (node["rpc"].as_str().unwrap(), node["cookie_file"].as_str().unwrap());
         let mut config = format!(
@@ -208,8 +264,7 @@ impl House {
         let arguments = ["run", "-c", "declarator.toml"];
         let declarator = Process::start("declarator", folder, ours, &arguments);
         until("the status page", || TcpStream::connect(("127.0.0.1", http)).is_ok());
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        let mut house = Self { declarator, http, device: None, witness: None, runtime };
+        let mut house = Self { declarator, http, device: None, v1: None, witness: None, runtime };
         until("the door for devices", || TcpStream::connect(("127.0.0.1", sv2)).is_ok());
         let key = house.status()["listen"]["authority_public_key"].as_str().unwrap().to_owned();
         let key = key.parse().unwrap();
@@ -222,6 +277,8 @@ impl House {
         let mining = cpu_miner::run(options, Arc::clone(&report), stop.clone());
         house.runtime.spawn(mining);
         house.device = Some((stop, report));
+        let sv1 = house.status()["listen"]["sv1"].as_str().unwrap().parse().unwrap();
+        house.v1 = Some(house.runtime.block_on(V1Device::start(sv1, "s9")));
         house
     }
 
@@ -233,20 +290,31 @@ impl House {
         self.status()["pools"][pool]["shares"]["acknowledged"].as_u64().unwrap()
     }
 
-    /// Whose work it is by then, and, at a pool, shares of it that are credited. The switch to it.
-    fn until_mining(&self, template: &str, pool: Option<usize>) -> Value {
+    /// Each device goes on, on the connection that it has.
+    fn until_accepted(&self) {
+        let (_, report) = self.device.as_ref().unwrap();
+        let goal = report.status().acknowledged + 1;
+        self.runtime.block_on(self.v1.as_ref().unwrap().until_accepted(1));
+        until("a device's share is accepted", || report.status().acknowledged >= goal);
+    }
+
+    /// Whose work the devices have by then.
+    fn until_working(&self, template: &str, pool: Option<usize>) {
         let name = pool.map_or(Value::Null, |pool| ["A", "B"][pool].into());
-        let mut status = Value::Null;
         until(&format!("{template} {name}"), || {
-            status = self.status();
+            let status = self.status();
             status["work"]["template"] == template && status["work"]["pool"] == name
         });
-        let switch = status["switches"].as_array().unwrap().last().unwrap().clone();
+    }
+
+    /// The same, and shares of both devices are accepted then, and at a pool credited.
+    fn until_mining(&self, template: &str, pool: Option<usize>) {
+        self.until_working(template, pool);
         if let Some(pool) = pool {
             let before = self.acknowledged(pool);
             until("shares are credited", || self.acknowledged(pool) >= before + 3);
         }
-        switch
+        self.until_accepted();
     }
 
     /// The switches since there were so many.
@@ -265,30 +333,39 @@ impl House {
     fn switches(&self) -> usize {
         self.status()["switches"].as_array().unwrap().len()
     }
+
+    /// Why the page says that the node cannot be built upon.
+    fn node_away(&self) -> String {
+        self.status()["node"]["away"].as_str().unwrap().to_owned()
+    }
+
+    /// Each device was connected once and for all.
+    fn stop(mut self) {
+        let (stop, report) = self.device.take().unwrap();
+        let seen = report.status();
+        stop.cancel();
+        assert_eq!(seen.sessions, 1, "{seen:?}");
+        self.runtime.block_on(self.v1.take().unwrap().stop());
+        self.declarator.signal(Signal::TERM);
+        assert!(self.declarator.child.wait().unwrap().success());
+        let address = SocketAddr::from(([127, 0, 0, 1], self.http));
+        assert!(TcpStream::connect(address).is_err(), "the page is gone with the program");
+    }
 }
 
-/// The first line that a program says.
-fn first_line(process: &mut Process) -> Value {
-    let mut line = String::new();
-    let stdout = process.child.stdout.as_mut().unwrap();
-    BufReader::new(stdout).read_line(&mut line).unwrap();
-    serde_json::from_str(&line).unwrap()
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap()
 }
 
 #[test]
 fn processes_that_are_killed_or_stand_still_do_not_stop_the_devices() {
-    let (Some(pool), Some(dev_node)) = (program("pool"), program("dev_node")) else {
-        eprintln!("NOT RUN: pool and dev_node are not built (cargo build --workspace)");
-        return;
-    };
+    let Some((pool, dev_node)) = programs() else { return };
     let folder = TempDir::new().unwrap();
     let folder = folder.path();
-    let out_of_reach = ["--block-hashes", "1000000000000", "--refresh-s", "2"];
-    let mut node = Process::start("node", folder, &dev_node, &out_of_reach);
-    let doors = first_line(&mut node);
-    let mut a = Pool::start("A", folder, pool.clone(), &doors);
-    let b = Pool::start("B", folder, pool, &doors);
-    let mut house = House::start(folder, &doors, &[&a, &b]);
+    let mut node = Node::start(folder, dev_node);
+    let mut a = Pool::start("A", folder, pool.clone(), &node.doors);
+    let b = Pool::start("B", folder, pool, &node.doors);
+    let house = House::start(runtime(), folder, &node.doors, &[&a, &b]);
     house.until_mining("own", Some(0));
 
     // Its sockets are reset.
@@ -316,10 +393,18 @@ fn processes_that_are_killed_or_stand_still_do_not_stop_the_devices() {
     house.until_mining("own", Some(0));
 
     // The node does.
-    node.signal(Signal::STOP);
+    node.process.signal(Signal::STOP);
     // Pools ask the same node, and go on with the work that they have.
     house.until_mining("theirs", Some(0));
-    node.signal(Signal::CONT);
+    node.process.signal(Signal::CONT);
+    house.until_mining("own", Some(0));
+
+    // It is gone, nobody listens at its port, and it comes back with another cookie and another tip.
+    node.process.kill();
+    house.until_mining("theirs", Some(0));
+    let why = house.node_away();
+    assert!(why.contains("refused") && why.contains("is it running"), "{why}");
+    node.again();
     house.until_mining("own", Some(0));
 
     // No pool is left: solo, on a template that was there.
@@ -336,12 +421,5 @@ fn processes_that_are_killed_or_stand_still_do_not_stop_the_devices() {
     a.again();
     house.until_mining("own", Some(0));
 
-    let (stop, report) = house.device.take().unwrap();
-    let seen = report.status();
-    stop.cancel();
-    assert_eq!(seen.sessions, 1, "the device was connected once and for all: {seen:?}");
-    house.declarator.signal(Signal::TERM);
-    assert!(house.declarator.child.wait().unwrap().success());
-    let address = SocketAddr::from(([127, 0, 0, 1], house.http));
-    assert!(TcpStream::connect(address).is_err(), "the page is gone with the program");
+    house.stop();
 }

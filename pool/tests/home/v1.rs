@@ -26,6 +26,8 @@ use super::PATIENCE;
 
 /// The version bits that it rolls.
 const MASK: u32 = 0x1fff_e000;
+/// The difficulty that it wishes for: 4,096 hashes.
+const START: f64 = 1.0 / 1_048_576.0;
 /// Headers that are tried between two looks at the socket.
 const SLICE: u32 = 400;
 
@@ -107,6 +109,8 @@ impl Miner {
             json!({"id": 1, "method": "mining.configure", "params": [["version-rolling"], wish]}),
             json!({"id": 2, "method": "mining.subscribe", "params": ["test/1.0"]}),
             json!({"id": 3, "method": "mining.authorize", "params": [name, "x"]}),
+            // Without, it is taken for a fast one until it has shown that it is not.
+            json!({"id": 4, "method": "mining.suggest_difficulty", "params": [START]}),
         ];
         for line in hello {
             out.write_all(format!("{line}\n").as_bytes()).await.unwrap();
@@ -120,7 +124,7 @@ impl Miner {
             difficulty: 0.0,
             job: None,
             rolled: 0,
-            asked: 3,
+            asked: 4,
             report,
         }
     }
@@ -151,7 +155,7 @@ impl Miner {
                 self.difficulty = line["params"][0].as_f64().unwrap();
             }
             (Some("mining.notify"), _) => self.job = Some(job(&line["params"], self.difficulty)),
-            (Some(_), _) | (None, Some(1 | 3) | None) => {}
+            (Some(_), _) | (None, Some(1 | 3 | 4) | None) => {}
             (None, Some(2)) => {
                 self.extranonce1 = bytes(&line["result"][1]);
                 self.extranonce2_len = line["result"][2].as_u64().unwrap() as usize;
