@@ -1,7 +1,7 @@
 //! The house as processes of its own: a node, two pools and the declarator, killed, stopped in their tracks and
-//! started again by signals, as an operating system does it. What happens is read from the status page's JSON,
-//! and what a switch costs also from a device that writes down when it was given whose work. A Stratum V2 and a
-//! V1 device mine through all of it.
+//! started again by signals, as an operating system does it, and a way to the node that can be cut. What happens
+//! is read from the status page's JSON, and what a switch costs also from a device that writes down when it was
+//! given whose work. A Stratum V2 and a V1 device mine through all of it.
 //! Needs `pool` and `dev_node` beside this package's program; where cargo has not built them it says so, and
 //! fails under continuous integration.
 
@@ -12,6 +12,8 @@
     reason = "builders outside a #[test] fail it just as well"
 )]
 
+#[path = "../../../pool/tests/home/proxy.rs"]
+mod proxy;
 #[path = "../../../pool/tests/home/v1.rs"]
 mod v1;
 #[path = "../../../pool/tests/home/witness.rs"]
@@ -24,7 +26,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use job_declarator::limits::{NODE_SILENCE_MAX_MS, SESSION_SETUP_MAX_MS};
 use pool::cpu_miner::{self, CpuMinerOptions, MinerReport};
+use proxy::{Proxy, Way};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -334,6 +338,11 @@ impl House {
         self.status()["switches"].as_array().unwrap().len()
     }
 
+    /// Jobs that the first pool has promised.
+    fn promised(&self) -> u64 {
+        self.status()["pools"][0]["shares"]["jobs_promised"].as_u64().unwrap()
+    }
+
     /// Why the page says that the node cannot be built upon.
     fn node_away(&self) -> String {
         self.status()["node"]["away"].as_str().unwrap().to_owned()
@@ -421,5 +430,55 @@ fn processes_that_are_killed_or_stand_still_do_not_stop_the_devices() {
     a.again();
     house.until_mining("own", Some(0));
 
+    house.stop();
+}
+
+#[test]
+fn a_node_behind_a_slow_silent_or_broken_way_does_not_stop_the_devices() {
+    let Some((pool, dev_node)) = programs() else { return };
+    let folder = TempDir::new().unwrap();
+    let folder = folder.path();
+    let node = Node::start(folder, dev_node);
+    // The pool is nearer to the node than the house.
+    let a = Pool::start("A", folder, pool, &node.doors);
+    let runtime = runtime();
+    let way = runtime.block_on(Proxy::to(SocketAddr::from(([127, 0, 0, 1], node.rpc))));
+    let mut doors = node.doors.clone();
+    doors["rpc"] = format!("http://{}", way.address).into();
+    let house = House::start(runtime, folder, &doors, &[&a]);
+    house.until_mining("own", Some(0));
+
+    // Each answer takes seconds: own templates are mined, new ones too.
+    let before = house.switches();
+    way.set(Way::Slow(700));
+    for _ in 0..3 {
+        let promised = house.promised();
+        until("another template is promised", || house.promised() > promised);
+        house.until_mining("own", Some(0));
+    }
+    assert_eq!((house.switches(), &house.status()["node"]["away"]), (before, &Value::Null));
+    way.set(Way::Open);
+    house.until_mining("own", Some(0));
+
+    // What is asked is never answered.
+    let since = Instant::now();
+    way.set(Way::BlackHole);
+    house.until_working("theirs", Some(0));
+    let took = since.elapsed();
+    assert!(took <= Duration::from_millis(NODE_SILENCE_MAX_MS + SESSION_SETUP_MAX_MS), "{took:?}");
+    house.until_mining("theirs", Some(0));
+    let why = house.node_away();
+    assert!(why.contains("it has not answered for"), "{why}");
+    way.set(Way::Open);
+    house.until_mining("own", Some(0));
+
+    // Its sockets are closed as soon as they are open.
+    way.set(Way::Cut);
+    house.until_mining("theirs", Some(0));
+    let why = house.node_away();
+    assert!(why.contains("is it running"), "{why}");
+    way.set(Way::Open);
+    house.until_mining("own", Some(0));
+    assert_eq!(house.status()["node"]["away"], Value::Null);
     house.stop();
 }
