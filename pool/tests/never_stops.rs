@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use home::proxy::{Proxy, Way};
 use home::refuser::Refuser;
+use home::witness::Witness;
 use home::{
     BEHIND, DEAD, Device, ELSEWHERE, Home, NO_BLOCKS, NodeWay, OWN_SCRIPT, PoolRig, REFUSES_ALL,
     STALLED, UP, chain, own, theirs,
@@ -23,6 +24,7 @@ use job_declarator::upstream::Source;
 use pool::store::DeclareMode;
 use proto::mining::client::ChannelKind;
 use tokio::net::TcpStream;
+use tokio::time::sleep_until;
 
 /// Two pools on one chain, a house that prefers the first, and a device in it that mines for that.
 struct Rig {
@@ -83,18 +85,37 @@ async fn a_lost_socket_costs_a_second_at_most_and_the_house_is_back() {
     for switch in rig.home.view().switches {
         assert!(switch.idle_ms <= 1_000, "{switch:?}");
     }
+    is_back_on_a(&rig, &witness).await;
+    assert!(rig.home.view().switches.len() >= 3);
+    rig.stop().await;
+}
+
+/// The first pool can be reached from now on, and a device has its work soon.
+async fn is_back_on_a(rig: &Rig, witness: &Witness) {
     let healthy_at = Instant::now();
     rig.a.set(Way::Open);
     let took = witness.took_since(healthy_at, |payee| payee == rig.a.script).await;
     assert!(took <= Duration::from_secs(90), "{took:?}");
-    let back = rig.home.until_using(own(0)).await;
-    assert!(back.view.switches.len() >= 3);
+    rig.home.until_using(own(0)).await;
     rig.home.until_mined_for(0, 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_house_is_back_also_after_an_outage_that_made_it_patient() {
+    let rig = Rig::start().await;
+    let witness = rig.home.witness().await;
+    let cut_at = Instant::now();
+    rig.a.set(Way::Cut);
+    rig.home.until_using(own(1)).await;
+    rig.home.until_mined_for(1, 3).await;
+    // Tried in vain after pauses of 1, 2, 4, 8 and 16 s, whatever their spread; now it waits for the longest.
+    sleep_until((cut_at + Duration::from_secs(40)).into()).await;
+    is_back_on_a(&rig, &witness).await;
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_black_hole_is_left_within_fifteen_seconds() {
+async fn a_black_hole_is_left_within_fifteen_seconds_and_the_house_is_back() {
     let rig = Rig::start().await;
     let witness = rig.home.witness().await;
     let since = Instant::now();
@@ -105,13 +126,18 @@ async fn a_black_hole_is_left_within_fifteen_seconds() {
     let switch = left.view.switches.back().unwrap();
     assert!(switch.idle_ms <= 15_000, "{switch:?}");
     rig.home.until_mined_for(1, 3).await;
+    is_back_on_a(&rig, &witness).await;
     rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_black_hole_on_the_declarations_way_alone_is_left_too() {
     let rig = Rig::start().await;
+    let witness = rig.home.witness().await;
+    let since = Instant::now();
     rig.a.declare.set(Way::BlackHole);
+    let took = witness.took_since(since, |payee| payee != rig.a.script).await;
+    assert!(took <= Duration::from_secs(15), "{took:?}");
     rig.home.until_using(own(1)).await;
     rig.home.until_mined_for(1, 3).await;
     let (_, why) = rig.home.view().pools[0].last_failure.clone().unwrap();
