@@ -246,9 +246,9 @@ impl Declarator {
             Input::Time => {}
         }
         self.look_at_the_clock(now, out);
-        self.look_at_the_node(now, out);
         // Each round but the last ends a session.
         loop {
+            self.look_at_the_node(now, out);
             self.follow_upstream(now, out);
             if self.give_work(now, out) && self.pursue(now, out) {
                 break;
@@ -302,6 +302,7 @@ impl Declarator {
     }
 
     fn look_at_the_node(&mut self, now: Now, out: &mut Vec<Effect>) {
+        self.hear_of_our_tip(now, out);
         let away = self.node.away(now.mono_ms);
         let is_up = away.is_none();
         self.upstream.node_is_up(is_up);

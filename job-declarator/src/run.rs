@@ -801,7 +801,9 @@ impl Core {
             Note::NodeAway(why) => warn!(why, "your node cannot be built upon"),
             Note::NodeBack => info!("your node can be built upon"),
             Note::NodeBehind => {
-                warn!("every pool says that your node's tip is an old one: is it connected?");
+                warn!(
+                    "all pools in reach say that your node's tip is an old one: is it connected?"
+                );
             }
             Note::NotPromised { pool, code } => {
                 warn!(pool = name(pool), code, "the pool has not promised your template yet");

@@ -201,6 +201,27 @@ impl Upstream {
         }
     }
 
+    /// What it was left for was true: that is no reason for a pause.
+    pub fn was_right(&mut self, pool: usize, kind: Kind) {
+        let Some(pool) = self.pools.get_mut(pool) else { return };
+        if let Slot::Idle { from_ms: 1.. } = pool.slot(kind) {
+            *pool.slot_mut(kind) = Slot::Idle { from_ms: 0 };
+            pool.failures = pool.failures.saturating_sub(1);
+            pool.refusals[kind as usize] = pool.refusals[kind as usize].saturating_sub(1);
+        }
+    }
+
+    /// Nothing is to be heard of it soon: it failed and has its pause, or takes its time.
+    #[must_use]
+    pub fn is_out_of_reach(&self, pool: usize, now_ms: u64) -> bool {
+        match self.pools.get(pool).map(|one| one.slot(self.wanted(pool))) {
+            Some(Slot::Idle { from_ms }) => from_ms > now_ms,
+            Some(Slot::Trying { since_ms }) => now_ms >= since_ms.saturating_add(POOL_STAGGER_MS),
+            Some(Slot::Ready { .. }) => false,
+            None => true,
+        }
+    }
+
     /// When the next pool that is not being tried will be, mono ms.
     #[must_use]
     pub fn retry_at_ms(&self, pool: usize) -> Option<u64> {

@@ -16,10 +16,10 @@ use job_declarator::declarator::{
 };
 use job_declarator::limits::{
     BLOCKS_SENT_KEPT, CEILING_EVERY_MS, DECLARED_ANSWER_MIN_MS, FLEET_TOLD_EVERY_MS, HARD_MAX_MS,
-    NODE_TARGET_KNOWN_MS, SHARE_ANSWER_MAX_MS, SHARE_ANSWER_MIN_MS, SHARE_BATCH_MAX,
-    SHARE_BATCH_USUAL, SHARE_NTIME_AHEAD_MAX_S, SHARES_REFUSED_IN_A_ROW_MAX, SHARES_UNANSWERED_MAX,
-    SHARES_WAITING_MAX, STALE_AFTER_TIP_MS, STALE_BEFORE_TIP_MS, STALE_RETRY_MS, STALE_TRIES_MAX,
-    THEIR_JOBS_EVERY_MS,
+    NODE_TARGET_KNOWN_MS, POOL_RETRY_REFUSED_MS, POOL_STAGGER_MS, SHARE_ANSWER_MAX_MS,
+    SHARE_ANSWER_MIN_MS, SHARE_BATCH_MAX, SHARE_BATCH_USUAL, SHARE_NTIME_AHEAD_MAX_S,
+    SHARES_REFUSED_IN_A_ROW_MAX, SHARES_UNANSWERED_MAX, SHARES_WAITING_MAX, STALE_AFTER_TIP_MS,
+    STALE_BEFORE_TIP_MS, STALE_RETRY_MS, STALE_TRIES_MAX, THEIR_JOBS_EVERY_MS,
 };
 use job_declarator::upstream::{Kind, Source};
 use proto::extranonce::ExtranonceAllocator;
@@ -115,6 +115,64 @@ fn a_stale_tip_is_asked_about_again_and_when_every_pool_says_so_the_node_is_behi
     assert!(rig.declarator.view(rig.now_ms).node_away.unwrap().contains("old one"));
     rig.tell(Input::Template(template(2, 2)));
     assert_eq!(rig.declarator.view(rig.now_ms).node_away, None, "another tip, another try");
+}
+
+fn is_away(rig: &mut Rig, pool: usize) {
+    let (mining, _) = ends(rig.session(pool));
+    rig.tell(Input::LinkDown(mining, "refused".to_owned()));
+}
+
+/// The pool has a tip that our node does not have, and devices are on it.
+fn follows(rig: &mut Rig, pool: usize) {
+    assert!(rig.notes.contains(&Note::NodeBehind));
+    let theirs = rig.open_theirs(pool);
+    rig.give_job(theirs, 8);
+    assert_eq!(rig.declarator.using(), Source::Pool { pool, kind: Kind::Theirs });
+    assert_eq!(rig.published.last().unwrap().active.tip.hash, [8; 32]);
+}
+
+#[test]
+fn one_pool_that_is_away_keeps_nobody_on_a_tip_that_is_old_to_the_other() {
+    let mut rig = Rig::new(options(2));
+    let session = rig.make_ready(0, &[0x51]);
+    say_stale(&mut rig, session);
+    assert!(!rig.notes.contains(&Note::NodeBehind), "the other may know better");
+    is_away(&mut rig, 1);
+    follows(&mut rig, 0);
+    rig.tell(Input::Template(template(8, 2)));
+    assert!(rig.session(0) > session, "and no pause is left of what was true");
+    rig.make_ready(0, &[0x51]);
+    rig.wait(100);
+    assert_eq!(rig.declarator.using(), OWN);
+}
+
+#[test]
+fn a_pool_that_has_not_come_back_yet_is_not_waited_for_by_a_node_that_is_behind() {
+    let mut rig = Rig::new(options(2));
+    is_away(&mut rig, 0);
+    let session = rig.make_ready(1, &[0x51]);
+    say_stale(&mut rig, session);
+    assert!(!rig.hung.contains(&ends(session).0), "nor is the one that says so left");
+    // Asked for its own job first, being preferred.
+    is_away(&mut rig, 0);
+    follows(&mut rig, 1);
+}
+
+#[test]
+fn a_pool_alone_in_calling_our_tip_old_is_not_believed_while_another_is_there() {
+    let mut rig = Rig::new(options(2));
+    let session = rig.make_ready(0, &[0x51]);
+    say_stale(&mut rig, session);
+    rig.wait(POOL_STAGGER_MS - 1);
+    let other = rig.make_ready(1, &[0x51]);
+    rig.promise(other, 1);
+    assert_eq!(rig.declarator.using(), Source::Pool { pool: 1, kind: Kind::Own });
+    for _ in 0..4 {
+        rig.wait(POOL_RETRY_REFUSED_MS);
+        is_away(&mut rig, 0);
+    }
+    assert!(!rig.notes.contains(&Note::NodeBehind));
+    assert_eq!(rig.declarator.using(), Source::Pool { pool: 1, kind: Kind::Own });
 }
 
 #[test]

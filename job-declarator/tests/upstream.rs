@@ -57,6 +57,31 @@ fn a_lost_pool_is_left_at_once_for_one_that_is_ready() {
 }
 
 #[test]
+fn a_pool_is_out_of_reach_in_its_pause_or_when_it_takes_its_time_and_not_before() {
+    let mut upstream = house(2);
+    assert!(!upstream.is_out_of_reach(0, 0), "nobody tried");
+    upstream.steps(0);
+    assert!(!upstream.is_out_of_reach(0, POOL_STAGGER_MS - 1));
+    assert!(upstream.is_out_of_reach(0, POOL_STAGGER_MS));
+    upstream.is_ready(0, Kind::Own, POOL_STAGGER_MS);
+    assert!(!upstream.is_out_of_reach(0, POOL_STAGGER_MS));
+    upstream.has_failed(0, Kind::Own, true, Credited::Yes, POOL_STAGGER_MS);
+    let back_ms = upstream.retry_at_ms(0).expect("a pause");
+    assert!(upstream.is_out_of_reach(0, back_ms - 1) && !upstream.is_out_of_reach(0, back_ms));
+}
+
+#[test]
+fn a_pool_that_was_left_for_what_was_true_has_no_pause_and_nothing_held_against_it() {
+    let mut upstream = at_first();
+    upstream.has_failed(0, Kind::Own, true, Credited::Yes, 200);
+    upstream.was_right(0, Kind::Own);
+    assert_eq!(upstream.steps(200), [Step::Use(Source::Solo), Step::Dial(0, Kind::Own)]);
+    upstream.has_failed(0, Kind::Own, true, Credited::Yes, 300);
+    let pause_ms = upstream.retry_at_ms(0).expect("a pause") - 300;
+    assert!(pause_ms <= POOL_RETRY_REFUSED_MS * 5 / 4, "the first: {pause_ms}");
+}
+
+#[test]
 fn the_preferred_pool_has_to_be_good_for_a_while_before_another_is_left_for_it() {
     let (mut upstream, retry_ms) = at_second();
     assert_eq!(upstream.steps(retry_ms - 1), []);

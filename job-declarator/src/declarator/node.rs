@@ -21,7 +21,7 @@ pub(super) struct NodeSeen {
     pub(super) stale_to: BTreeSet<usize>,
     /// Pools whose own jobs are on our tip: no tip of ours is an old one to them, whatever they say.
     pub(super) on_our_tip: BTreeSet<usize>,
-    /// All pools say so.
+    /// All pools in reach say so.
     pub(super) is_behind: bool,
     pub(super) was_up: bool,
 }
@@ -45,7 +45,7 @@ impl NodeSeen {
         if self.unusable.is_some() {
             return self.unusable.clone();
         }
-        let behind = "every pool says that its tip is an old one";
+        let behind = "all pools in reach say that its tip is an old one";
         self.is_behind.then(|| behind.to_owned())
     }
 

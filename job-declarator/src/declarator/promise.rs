@@ -13,6 +13,7 @@ use super::tally::ShareLoss;
 use super::view::Note;
 use super::{Declarator, Effect, End, LinkId, Mode};
 use crate::limits::{STALE_RETRY_MS, STALE_TRIES_MAX};
+use crate::upstream::Kind;
 
 impl Declarator {
     /// Has the newest work promised, as far as it is not and can be. Whether that went well: where it did not,
@@ -172,15 +173,30 @@ impl Declarator {
             return Err(failure(code));
         }
         self.node.stale_to.insert(pool);
-        let mut declaring = self.options.pools.iter().enumerate();
-        let everybody = declaring
-            .all(|(at, pool)| pool.declare_address.is_none() || self.node.stale_to.contains(&at));
-        if everybody {
-            self.node.is_behind = true;
-            out.push(Effect::Note(Note::NodeBehind));
-            return Ok(());
+        self.hear_of_our_tip(now, out);
+        if self.node.is_behind { Ok(()) } else { Err(failure(code)) }
+    }
+
+    /// Our node is behind if a pool says so and every other that could be asked. Who cannot be reached says
+    /// nothing, and on an old tip there is nothing to wait for.
+    pub(super) fn hear_of_our_tip(&mut self, now: Now, out: &mut Vec<Effect>) {
+        if self.node.stale_to.is_empty() || self.node.is_behind {
+            return;
         }
-        Err(failure(code))
+        let mut pools = self.options.pools.iter().enumerate();
+        let everybody = pools.all(|(at, pool)| {
+            pool.declare_address.is_none()
+                || self.node.stale_to.contains(&at)
+                || self.upstream.is_out_of_reach(at, now.mono_ms)
+        });
+        if !everybody {
+            return;
+        }
+        self.node.is_behind = true;
+        for pool in &self.node.stale_to {
+            self.upstream.was_right(*pool, Kind::Own);
+        }
+        out.push(Effect::Note(Note::NodeBehind));
     }
 }
 
