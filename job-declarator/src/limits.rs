@@ -214,6 +214,9 @@ pub const STALE_TRIES_MAX: u32 = 6;
 /// Pause before the second of them; doubled with each. SRI's server is some milliseconds behind its own node,
 /// and shares wait for its promise: the first pause is short, all together eight seconds.
 pub const STALE_RETRY_MS: u64 = 250;
+/// The last try is so long after the pool's first such word: a pool may hold each answer for seconds, ours for
+/// four, to see whether its own node follows, and six of those would be half a minute of shares that wait.
+pub const STALE_MAX_MS: u64 = 8_000;
 /// Jobs whose shares are still known: those of three tips, at a template every half minute and more.
 pub const WORKS_KEPT_MAX: usize = 128;
 /// This computer's calendar may be so far from the node's; beyond, the node's counts. Core warns of the same.
@@ -343,6 +346,7 @@ pub const SWITCHES_SHOWN: usize = 32;
 const _: () =
     assert!((POOL_RETRY_REFUSED_MS * 5 / 4) + POOL_RETURN_AFTER_MS + SESSION_SETUP_MAX_MS < 90_000);
 const _: () = assert!(POOL_RETRY_LAST_MS <= POOL_RETRY_REFUSED_MS);
+const _: () = assert!(STALE_RETRY_MS << STALE_TRIES_MAX > STALE_MAX_MS);
 const _: () = assert!(SHARE_ANSWER_MIN_MS < SHARE_ANSWER_MAX_MS);
 const _: () = assert!(SHARE_ANSWER_MAX_MS < SHARE_AGE_MAX_MS);
 const _: () = assert!(SHARE_BATCH_USUAL < SHARE_BATCH_MAX);

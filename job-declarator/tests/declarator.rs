@@ -19,7 +19,7 @@ use job_declarator::limits::{
     NODE_TARGET_KNOWN_MS, POOL_RETRY_REFUSED_MS, POOL_STAGGER_MS, SHARE_ANSWER_MAX_MS,
     SHARE_ANSWER_MIN_MS, SHARE_BATCH_MAX, SHARE_BATCH_USUAL, SHARE_NTIME_AHEAD_MAX_S,
     SHARES_REFUSED_IN_A_ROW_MAX, SHARES_UNANSWERED_MAX, SHARES_WAITING_MAX, STALE_AFTER_TIP_MS,
-    STALE_BEFORE_TIP_MS, STALE_RETRY_MS, STALE_TRIES_MAX, THEIR_JOBS_EVERY_MS,
+    STALE_BEFORE_TIP_MS, STALE_MAX_MS, STALE_RETRY_MS, STALE_TRIES_MAX, THEIR_JOBS_EVERY_MS,
 };
 use job_declarator::upstream::{Kind, Source};
 use proto::extranonce::ExtranonceAllocator;
@@ -115,6 +115,47 @@ fn a_stale_tip_is_asked_about_again_and_when_every_pool_says_so_the_node_is_behi
     assert!(rig.declarator.view(rig.now_ms).node_away.unwrap().contains("old one"));
     rig.tell(Input::Template(template(2, 2)));
     assert_eq!(rig.declarator.view(rig.now_ms).node_away, None, "another tip, another try");
+}
+
+/// The pool takes so long to say of the newest try that its tip is an old one.
+fn say_stale_after(rig: &mut Rig, session: u64, ms: u64) {
+    rig.approve(session);
+    rig.give_tokens(session, &[0x51]);
+    let (channel_id, request_id) = (CHANNEL, rig.asked());
+    rig.wait(ms);
+    let error_code = Str0255::text("stale-chain-tip");
+    rig.say(ends(session).0, SetCustomMiningJobError { channel_id, request_id, error_code });
+}
+
+#[test]
+fn a_pool_that_takes_its_time_to_say_stale_is_asked_for_eight_seconds_and_not_six_times() {
+    let (mut rig, session) = Rig::at_pool();
+    let mut tries = 0;
+    while !rig.notes.contains(&Note::NodeBehind) {
+        tries += 1;
+        say_stale_after(&mut rig, session, 4_000);
+        rig.wait(STALE_RETRY_MS << (tries - 1));
+    }
+    assert_eq!(tries, 3, "the second is four seconds after the first");
+}
+
+#[test]
+fn the_last_try_is_not_put_off_beyond_eight_seconds_and_a_pool_is_never_left_by_one_word() {
+    let (mut rig, session) = Rig::at_pool();
+    say_stale_after(&mut rig, session, 9_000);
+    assert!(!rig.notes.contains(&Note::NodeBehind), "one word, however late");
+    let first_ms = rig.now_ms;
+    for tries in 1..STALE_TRIES_MAX - 1 {
+        rig.wait(STALE_RETRY_MS << (tries - 1));
+        say_stale_after(&mut rig, session, 200);
+        assert!(!rig.notes.contains(&Note::NodeBehind), "{tries}");
+    }
+    rig.wait(first_ms + STALE_MAX_MS - 1 - rig.now_ms);
+    assert!(!rig.names().contains(&"DeclareMiningJob"));
+    rig.wait(1);
+    say_stale_after(&mut rig, session, 200);
+    assert!(rig.notes.contains(&Note::NodeBehind));
+    assert!(!rig.names().contains(&"DeclareMiningJob"), "nor asked at once again");
 }
 
 fn is_away(rig: &mut Rig, pool: usize) {

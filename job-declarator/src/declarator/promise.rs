@@ -12,7 +12,6 @@ use super::session::{Asked, Declared, Failure, STALE_CHAIN_TIP};
 use super::tally::ShareLoss;
 use super::view::Note;
 use super::{Declarator, Effect, End, LinkId, Mode};
-use crate::limits::{STALE_RETRY_MS, STALE_TRIES_MAX};
 use crate::upstream::Kind;
 
 impl Declarator {
@@ -164,8 +163,7 @@ impl Declarator {
             self.pools[pool].0.lose(ShareLoss::NeverPromised, lost);
             return Ok(());
         }
-        let tries = refused.is_stale_to_them(now.mono_ms, STALE_RETRY_MS);
-        if tries < STALE_TRIES_MAX {
+        if refused.is_stale_to_them(now.mono_ms) {
             return Ok(());
         }
         // Whose own jobs are on this tip means something else by its word.

@@ -23,7 +23,7 @@ use super::work::OwnWork;
 use super::{Declarator, Effect, End, LinkId, Mode, Note};
 use crate::limits::{
     BLOCKS_SENT_KEPT, SEND_JOINED_MAX, SHARE_NTIME_AHEAD_MAX_S, SHARES_UNANSWERED_MAX,
-    SHARES_WAITING_MAX,
+    SHARES_WAITING_MAX, STALE_MAX_MS, STALE_RETRY_MS, STALE_TRIES_MAX,
 };
 
 /// A job that devices were given.
@@ -53,12 +53,19 @@ enum State {
     Own {
         own: Box<OwnWork>,
         wish: Wish,
-        stale_tries: u32,
+        stale: Option<Stale>,
     },
     /// Ours, or the pool's own.
     Promised(Promised),
     /// Nobody will promise it any more.
     GivenUp,
+}
+
+/// The pool said that its tip is an old one: how often, and when first, mono ms.
+#[derive(Debug, Clone, Copy)]
+struct Stale {
+    tries: u32,
+    since_ms: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +90,7 @@ impl Work {
             (None, ..) => State::Solo,
             (Some(_), Some(own), _) => {
                 let wish = Wish::From(now.mono_ms);
-                State::Own { own: Box::new(own), wish, stale_tries: 0 }
+                State::Own { own: Box::new(own), wish, stale: None }
             }
             (Some(_), None, Some(work)) => {
                 State::Promised(Promised { job: work.job_id, target: work.target })
@@ -134,11 +141,11 @@ impl Work {
     /// It stands in for one of the same template that the pool called stale, and waits as long.
     pub(super) fn takes_the_place_of(&mut self, before: &Self) {
         if let (
-            State::Own { wish, stale_tries, .. },
-            State::Own { wish: Wish::From(from_ms), stale_tries: tries, .. },
+            State::Own { wish, stale, .. },
+            State::Own { wish: Wish::From(from_ms), stale: before, .. },
         ) = (&mut self.state, &before.state)
         {
-            (*wish, *stale_tries) = (Wish::From(*from_ms), *tries);
+            (*wish, *stale) = (Wish::From(*from_ms), *before);
         }
     }
 
@@ -181,16 +188,16 @@ impl Work {
         }
     }
 
-    /// The pool says that its tip is an old one: again in a while. How often it said so.
-    pub(super) fn is_stale_to_them(&mut self, now_ms: u64, pause_ms: u64) -> u32 {
-        match &mut self.state {
-            State::Own { wish, stale_tries, .. } => {
-                *wish = Wish::From(now_ms.saturating_add(pause_ms << *stale_tries));
-                *stale_tries += 1;
-                *stale_tries
-            }
-            State::Solo | State::Promised(_) | State::GivenUp => 0,
-        }
+    /// The pool says that its tip is an old one: again in a while, if it was not asked often or long enough.
+    pub(super) fn is_stale_to_them(&mut self, now_ms: u64) -> bool {
+        let State::Own { wish, stale, .. } = &mut self.state else { return true };
+        let Stale { tries, since_ms } = stale.unwrap_or(Stale { tries: 0, since_ms: now_ms });
+        *stale = Some(Stale { tries: tries + 1, since_ms });
+        let last_ms = since_ms.saturating_add(STALE_MAX_MS);
+        let is_asked_again = tries + 1 < STALE_TRIES_MAX && now_ms < last_ms;
+        let next_ms = now_ms.saturating_add(STALE_RETRY_MS << tries.min(16));
+        *wish = Wish::From(if is_asked_again { next_ms.min(last_ms) } else { next_ms });
+        is_asked_again
     }
 
     /// No promise will come: how many shares waited for it.
