@@ -146,11 +146,12 @@ section! {
         /// Whom this pool credits, if not declarator.user.
         pub user: String = String::new(),
         /// Of a block's reward so many percent at most may go to others, who are neither you nor in
-        /// known_addresses. A pool that asks for more is not mined with.
+        /// known_addresses. A pool that asks for more is not mined with. With 100 nothing is limited.
         pub reward_to_others_max_percent: u32 [0..=100] = 100,
         /// The pool's own addresses, at most 64, if it publishes them: what it pays to any but these and
         /// yours goes to others. Behind one may stand how much of the reward it may have, e.g.
-        /// "bc1q... 2.5%": what it gets beyond that goes to others, too.
+        /// "bc1q... 2.5%": what it gets beyond that goes to others, too. Set the limit above to 0, so that
+        /// nobody gets more than is written here.
         pub known_addresses: Vec<String> = Vec::new(),
         /// Its JSON API, e.g. `http://pool.example:9090`, to compare what it credited with what was sent.
         /// Empty: not asked.
@@ -305,6 +306,34 @@ impl Config {
         settings::check_network(node, found, self.network())
     }
 
+    /// What is allowed and may not be what was meant, a sentence each.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.node.kind == NodeKind::Embedded && !self.pool.is_empty() {
+            let why = "node.kind \"embedded\" is a chain of its own: no pool can build on it";
+            notes.push(why.to_owned());
+        }
+        if self.pool.is_empty() {
+            notes.push("no [[pool]] is set, so this mines solo".to_owned());
+        }
+        for (at, pool) in self.pool.iter().enumerate() {
+            if pool.declares_at().is_none() {
+                let key = entry_key("pool", at, "declare_address");
+                notes.push(format!(
+                    "{key} is not set: your devices will mine its templates, not yours"
+                ));
+            }
+            if pool.reward_to_others_max_percent == 0 && pool.known_addresses.is_empty() {
+                let key = entry_key("pool", at, "reward_to_others_max_percent");
+                notes.push(format!(
+                    "{key} is 0 without known_addresses: only a pool that pays all to you is mined with"
+                ));
+            }
+        }
+        notes
+    }
+
     /// The keys by which devices know this declarator.
     #[must_use]
     pub fn key_files(&self) -> KeyFiles {
@@ -357,7 +386,12 @@ impl Config {
         let mut seen = HashMap::new();
         for (at, pool) in self.pool.iter().enumerate() {
             pool.check(at)?;
-            pool.known(at, self.network())?;
+            let known = pool.known(at, self.network())?;
+            if !known.is_empty() && pool.reward_to_others_max_percent == 100 {
+                let why = "has no effect while reward_to_others_max_percent is 100; set it to 0 so that \
+                           nobody gets more than is written there";
+                return Err(ConfigError::value(entry_key("pool", at, "known_addresses"), why));
+            }
             let address = pool.address.to_ascii_lowercase();
             if let Some(first) = seen.insert(address, at) {
                 let why = format!("{} is number {}'s already", pool.address, first + 1);

@@ -51,6 +51,11 @@ fn pool(host: &str, more: &str) -> String {
     format!("[[pool]]\naddress = \"{host}:34254\"\nauthority_key = \"{key}\"\n{more}\n")
 }
 
+/// The same with a limit, without which known addresses mean nothing.
+fn limited_pool(host: &str, more: &str) -> String {
+    pool(host, &format!("reward_to_others_max_percent = 0\n{more}"))
+}
+
 #[test]
 fn the_example_loads_and_is_the_defaults() {
     assert_eq!(load(&Config::example()).unwrap(), Config::default());
@@ -298,7 +303,7 @@ fn lists_are_bounded() {
     assert_eq!(said, format!("[[pool]]: {} are too many; at most {POOLS_MAX}", POOLS_MAX + 1));
     let known = |count: usize| {
         let addresses = vec![format!("\"{MAIN_ADDRESS}\""); count].join(", ");
-        pool("pool.example", &format!("known_addresses = [{addresses}]"))
+        limited_pool("pool.example", &format!("known_addresses = [{addresses}]"))
     };
     assert!(load(&known(KNOWN_ADDRESSES_MAX)).is_ok());
     assert!(refusal(&known(KNOWN_ADDRESSES_MAX + 1)).contains("at most 64"));
@@ -311,7 +316,7 @@ fn addresses_must_be_of_the_nodes_network() {
     assert!(said.contains("declarator.payout_address bcrt1") && said.contains("on main"), "{said}");
     let config = load(&format!("{regtest}[node]\nnetwork = \"regtest\"\n")).unwrap();
     assert!(config.payout_script().unwrap().is_p2wpkh());
-    let theirs = pool("a.example", &format!("known_addresses = [\"{REGTEST_ADDRESS}\"]"));
+    let theirs = limited_pool("a.example", &format!("known_addresses = [\"{REGTEST_ADDRESS}\"]"));
     let said = refusal(&theirs);
     assert!(said.contains("known_addresses of [[pool]] number 1 bcrt1"), "{said}");
     let config = load(&format!("{theirs}[node]\nnetwork = \"regtest\"\n")).unwrap();
@@ -320,7 +325,7 @@ fn addresses_must_be_of_the_nodes_network() {
 
 #[test]
 fn behind_a_known_address_may_stand_its_share() {
-    let with = |text: &str| pool("a.example", &format!("known_addresses = [\"{text}\"]"));
+    let with = |text: &str| limited_pool("a.example", &format!("known_addresses = [\"{text}\"]"));
     let cases = [
         ("", WHOLE_REWARD),
         (" 100%", WHOLE_REWARD),
@@ -339,6 +344,37 @@ fn behind_a_known_address_may_stand_its_share() {
         let said = refusal(&with(&format!("{MAIN_ADDRESS} {share}")));
         assert!(said.contains("is no share of the reward, e.g."), "{share}: {said}");
     }
+}
+
+#[test]
+fn known_addresses_without_a_limit_are_refused_for_they_would_do_nothing() {
+    for share in ["", " 2.5%"] {
+        let known = format!("known_addresses = [\"{MAIN_ADDRESS}{share}\"]\n");
+        let said = refusal(&pool("a.example", &known));
+        let start = "known_addresses of [[pool]] number 1: has no effect while \
+                     reward_to_others_max_percent is 100; set it to 0";
+        assert!(said.starts_with(start), "{said}");
+        for limit in [0, 99] {
+            let limited = format!("{known}reward_to_others_max_percent = {limit}\n");
+            assert!(load(&pool("a.example", &limited)).is_ok(), "{limit}");
+        }
+    }
+}
+
+#[test]
+fn what_is_allowed_and_hardly_meant_is_noted() {
+    let notes = |text: &str| load(text).unwrap().notes();
+    let whole = "declare_address = \"a.example:2\"\n";
+    assert_eq!(notes(""), ["no [[pool]] is set, so this mines solo"]);
+    assert_eq!(notes(&pool("a.example", whole)), [""; 0]);
+    let said = notes(&pool("a.example", ""));
+    let wanted = "declare_address of [[pool]] number 1 is not set: your devices will mine its templates, \
+                  not yours";
+    assert_eq!(said, [wanted]);
+    let said = notes(&limited_pool("a.example", whole));
+    assert!(said[0].contains("is 0 without known_addresses"), "{said:?}");
+    let known = format!("{whole}known_addresses = [\"{MAIN_ADDRESS}\"]");
+    assert_eq!(notes(&limited_pool("a.example", &known)), [""; 0]);
 }
 
 #[test]
@@ -371,6 +407,7 @@ fn the_environment_overrides_the_file_and_sets_pools_in_any_order() {
         ("DECLARATOR__POOL__2__ADDRESS", "c.example:1"),
         ("DECLARATOR__POOL__2__AUTHORITY_KEY", &key),
         ("DECLARATOR__POOL__1__KNOWN_ADDRESSES", &format!("{MAIN_ADDRESS}, {MAIN_ADDRESS}")),
+        ("DECLARATOR__POOL__1__REWARD_TO_OTHERS_MAX_PERCENT", "5"),
         ("DECLARATOR__POOL__1__AUTHORITY_KEY", &key),
         ("DECLARATOR__POOL__1__ADDRESS", "b.example:1"),
         ("DECLARATOR__POOL__0__REWARD_TO_OTHERS_MAX_PERCENT", "2"),

@@ -130,16 +130,10 @@ fn check(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
             login => drop(login?),
         }
     }
-    if config.node.kind == NodeKind::Embedded && !config.pool.is_empty() {
-        writeln!(
-            out,
-            "note: node.kind \"embedded\" is a chain of its own: no pool can build on it"
-        )?;
+    for note in config.notes() {
+        writeln!(out, "note: {note}")?;
     }
-    if config.pool.is_empty() {
-        writeln!(out, "note: no [[pool]] is set, so this mines solo")?;
-    }
-    writeln!(out, "ok")?;
+    writeln!(out, "ok: the file is sound; node and pools were not asked")?;
     Ok(())
 }
 
