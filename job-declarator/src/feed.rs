@@ -122,7 +122,8 @@ impl Feed {
     async fn next(&mut self) -> Result<NodeTemplate, String> {
         let is_due = self.heard.is_none_or(|heard| heard.elapsed() >= NODE_ASKED_EVERY);
         if self.mark.is_none() || is_due {
-            let chain = self.node.chain_info().await.map_err(in_words)?;
+            let chain =
+                self.node.chain_info().await.map_err(|error| in_words(&self.node.name(), error))?;
             self.hold_against_settings(chain)?;
         }
         let node = Arc::clone(&self.node);
@@ -137,7 +138,7 @@ impl Feed {
             };
             tokio::select! {
                 answer = &mut asked => {
-                    let template = answer.map_err(in_words)?;
+                    let template = answer.map_err(|error| in_words(&node.name(), error))?;
                     self.facts.send_modify(|facts| {
                         facts.answered_at = Some(unix_s());
                         if let Some(chain) = &mut facts.chain {
@@ -181,16 +182,21 @@ impl Feed {
     }
 }
 
-/// What a person can do about it.
-fn in_words(error: NodeError) -> String {
-    let hint = match &error {
-        NodeError::Unauthorized => {
-            ": set node.cookie_file to the .cookie of your node's folder, or user and password_file"
+/// What a person can do about it. `name` says where the node is.
+fn in_words(name: &str, error: NodeError) -> String {
+    match error {
+        NodeError::Unreachable(why) => {
+            format!("no answer from {name} ({why}): is it running, with server=1?")
         }
-        NodeError::Unreachable(_) => ": is it running, with server=1, at node.url?",
-        NodeError::NotReady(_) | NodeError::Nonsense { .. } | NodeError::Refused { .. } => "",
-    };
-    format!("{error}{hint}")
+        NodeError::Unauthorized => format!(
+            "{error}: set node.cookie_file to the .cookie of your node's folder, or user and password_file"
+        ),
+        NodeError::Busy
+        | NodeError::Cookie(_)
+        | NodeError::NotReady(_)
+        | NodeError::Nonsense { .. }
+        | NodeError::Refused { .. } => error.to_string(),
+    }
 }
 
 const _: () =

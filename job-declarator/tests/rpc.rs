@@ -7,14 +7,17 @@ mod common;
 #[path = "common/mock_core.rs"]
 mod mock_core;
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::mine;
-use job_declarator::limits::{RPC_CALLS_MAX, RPC_CHECKS_MAX, RPC_SUBMISSIONS_MAX};
+use job_declarator::limits::{
+    RPC_CALLS_MAX, RPC_CHECKS_MAX, RPC_COOKIE_LEN_MAX, RPC_SUBMISSIONS_MAX,
+};
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
-use job_declarator::node::rpc::{RpcAuth, RpcNode, RpcOptions, RpcTimes};
+use job_declarator::node::rpc::{RpcAuth, RpcNode, RpcOptions, RpcTimes, read_cookie};
 use job_declarator::node::{Checked, Node, NodeError, NodeTemplate, Submitted};
 use mock_core::{Answer, Asked, MockCore, http, template_json};
 use serde_json::{Value, json};
@@ -261,7 +264,11 @@ async fn a_new_cookie_is_read_after_a_401_and_the_call_repeated_once() {
     let node = RpcNode::new(RpcOptions { url: core.url(), auth, times: times() }).unwrap();
 
     let answer = node.chain_info().await;
-    assert!(matches!(answer, Err(NodeError::Unreachable(_))), "no file yet: {answer:?}");
+    let Err(NodeError::Cookie(said)) = answer else { panic!("no file yet: {answer:?}") };
+    assert!(
+        said.ends_with("/.cookie is not there: is Core running, and is this its folder?"),
+        "{said}"
+    );
     assert_eq!(core.asked().len(), 0);
 
     std::fs::write(&path, "__cookie__:first\n").unwrap();
@@ -308,11 +315,15 @@ async fn warming_up_and_initial_download_are_not_ready() {
         (-10, "Bitcoin Core is in initial sync and waiting for blocks..."),
         (-9, "Bitcoin Core is not connected!"),
     ] {
+        let starts = if code == -28 { "it is starting: " } else { "" };
         let core = MockCore::start(move |asked| {
             chain_info(asked, "main").unwrap_or(Answer::Error(code, message))
         });
         let answer = node(&core).next_template(None).await;
-        assert!(matches!(&answer, Err(NodeError::NotReady(said)) if said == message), "{answer:?}");
+        assert!(
+            matches!(&answer, Err(NodeError::NotReady(said)) if said == &format!("{starts}{message}")),
+            "{answer:?}"
+        );
     }
     // Regtest gives templates of the past without a word, so its own admission counts.
     let core = MockCore::start(|_| {
@@ -340,7 +351,9 @@ async fn a_node_that_comes_back_on_another_network_gives_no_work() {
     assert!(node.next_template(None).await.is_ok());
     is_down.store(true, Ordering::SeqCst);
     let warming_up = node.next_template(None).await;
-    assert!(matches!(&warming_up, Err(NodeError::NotReady(why)) if why == "Loading wallet..."));
+    assert!(
+        matches!(&warming_up, Err(NodeError::NotReady(why)) if why == "it is starting: Loading wallet...")
+    );
     let answer = node.next_template(None).await;
     assert!(
         matches!(&answer, Err(NodeError::NotReady(why)) if why.contains("regtest and is on signet")),
@@ -359,9 +372,44 @@ async fn other_refusals_keep_their_code_and_words_in_bounds() {
     }
 }
 
+#[test]
+fn a_cookie_that_cannot_be_read_is_told_with_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = |name: &str| read_cookie(&dir.path().join(name)).unwrap_err().to_string();
+    assert!(said("").ends_with(" is a folder: name the file .cookie in it"), "{}", said(""));
+    let path = dir.path().join("long");
+    std::fs::write(&path, "a:".repeat(RPC_COOKIE_LEN_MAX)).unwrap();
+    assert!(said("long").ends_with("/long is no cookie of Core's"), "{}", said("long"));
+    std::fs::write(&path, "__cookie__:00\n").unwrap();
+    assert_eq!(read_cookie(&path).unwrap(), "__cookie__:00");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
+    // Root reads it all the same.
+    if std::fs::read(&path).is_err() {
+        let said = said("long");
+        assert!(
+            said.contains("permission denied") && said.contains("rpccookieperms=group"),
+            "{said}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_listen_is_told_in_two_words() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    let auth = RpcAuth::UserPass { user: "me".into(), password: "x".into() };
+    let node = RpcNode::new(RpcOptions { url, auth, times: times() }).unwrap();
+    let said = node.chain_info().await.unwrap_err().to_string();
+    assert_eq!(said, "the node does not answer: connection refused");
+}
+
 #[tokio::test]
 async fn broken_answers_are_errors_of_the_right_kind() {
-    let unreachable: [fn() -> Answer; 6] = [
+    let core = MockCore::start(|_| Answer::Raw(http(503, "Work queue depth exceeded")));
+    let error = node(&core).chain_info().await.unwrap_err();
+    assert_eq!(error.to_string(), "the node is starting, or has too much to do");
+    let unreachable: [fn() -> Answer; 5] = [
         || Answer::Raw(Vec::new()),
         || {
             Answer::Raw(
@@ -369,7 +417,6 @@ async fn broken_answers_are_errors_of_the_right_kind() {
             )
         },
         || Answer::Raw(b"HTTP/1.1 200 OK\r\n\r\n{\"result\":".to_vec()),
-        || Answer::Raw(http(503, "Work queue depth exceeded")),
         || Answer::Status(404),
         || Answer::Status(302),
     ];

@@ -10,8 +10,9 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use job_declarator::command;
 use job_declarator::config::Config;
+use job_declarator::node::rpc::read_cookie;
 use job_declarator::run;
-use job_declarator::settings::{ConfigError, NodeKind};
+use job_declarator::settings::{ConfigError, NodeKind, NodeLogin};
 
 /// Mines blocks of your own node with a Stratum V2 pool, or alone.
 #[derive(Debug, Parser)]
@@ -127,7 +128,13 @@ fn check(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
         match config.node_login(home.as_deref()) {
             // Nothing to change: the node may not be running yet.
             Err(error) if error.may_pass() => writeln!(out, "note: {error}")?,
-            login => drop(login?),
+            Err(error) => return Err(error.into()),
+            Ok(NodeLogin::Cookie(path)) => {
+                if let Err(error) = read_cookie(&path) {
+                    writeln!(out, "note: {error}")?;
+                }
+            }
+            Ok(NodeLogin::Password { .. }) => {}
         }
     }
     for note in config.notes() {

@@ -137,6 +137,12 @@ fn a_check_asks_for_what_a_start_would_and_notes_a_node_that_is_not_up() {
     std::fs::write(here.path().join(".bitcoin/.cookie"), "__cookie__:0").unwrap();
     let said = succeeds(&check(&[ADDRESS, ("HOME", home)]));
     assert!(!said.contains("cookie"), "{said}");
+    for (cookie, why) in [(".none", "/.none is not there: is Core running"), (".bitcoin", "folder")]
+    {
+        let cookie = format!("{home}/{cookie}");
+        let said = succeeds(&check(&[ADDRESS, ("DECLARATOR__NODE__COOKIE_FILE", &cookie)]));
+        assert!(said.contains("note: the cookie ") && said.contains(why), "{said}");
+    }
     let said = fails(&check(&[ADDRESS, ("DECLARATOR__NODE__USER", "me")]), 78);
     assert!(said.contains("password_file"), "{said}");
     let said = fails(&check(&[ADDRESS, ("DECLARATOR__NODE__NETWORK", "signet")]), 78);

@@ -147,8 +147,8 @@ fn it_says_what_it_waits_for_keeps_its_doors_closed_and_stops_when_told() {
     }
     // The cookie appears with the node; that it does not answer is another reason, said at once.
     std::fs::write(house.folder.path().join(".cookie"), "__cookie__:00").unwrap();
-    let said = program.until_it_says("the node does not answer");
-    assert!(said.contains("is it running, with server=1, at node.url?"), "{said}");
+    let said = program.until_it_says("no answer from Bitcoin Core at http://127.0.0.1:");
+    assert!(said.contains(" (connection refused): is it running, with server=1?"), "{said}");
     assert_eq!(program.is_told_to_stop().code(), Some(0));
     program.until_it_says("stopped");
 }

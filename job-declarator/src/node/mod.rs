@@ -33,6 +33,12 @@ pub enum NodeError {
     /// No answer: refused, timed out, gone. Worth trying again.
     #[error("the node does not answer: {0}")]
     Unreachable(String),
+    /// HTTP status 503: Core says it while it starts, and when its work queue is full.
+    #[error("the node is starting, or has too much to do")]
+    Busy,
+    /// Its cookie cannot be read, which nothing can be asked without.
+    #[error("{0}")]
+    Cookie(String),
     /// It answers but has nothing to give yet (initial block download, warming up).
     #[error("the node is not ready: {0}")]
     NotReady(String),

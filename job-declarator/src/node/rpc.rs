@@ -9,7 +9,8 @@
 mod http;
 mod reply;
 
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -201,10 +202,15 @@ impl RpcNode {
             (Ok(_), Ok(Err(_))) => unreachable("its thread ended early"),
             (Ok(_), Err(_)) => unreachable("no answer in time"),
         };
-        if let Err(NodeError::Unreachable(_) | NodeError::NotReady(_) | NodeError::Unauthorized) =
-            &answer
-        {
-            self.set_ready(None);
+        match &answer {
+            Err(
+                NodeError::Unreachable(_)
+                | NodeError::Busy
+                | NodeError::Cookie(_)
+                | NodeError::NotReady(_)
+                | NodeError::Unauthorized,
+            ) => self.set_ready(None),
+            Err(NodeError::Nonsense { .. } | NodeError::Refused { .. }) | Ok(_) => {}
         }
         answer
     }
@@ -317,7 +323,7 @@ impl RpcNode {
         match answered {
             // No news: cut off, out of time, or a node about to shut down, which answers every
             // long-poll at once with what it had. Asking again at once would be a busy loop.
-            Err(NodeError::Unreachable(why)) => {
+            Err(why @ (NodeError::Unreachable(_) | NodeError::Busy)) => {
                 debug!(%why, "long-poll ended without an answer");
                 self.wait_by_looking(&watched).await
             }
@@ -496,20 +502,35 @@ impl Connection {
     }
 }
 
-/// A missing file is a node that is not running, or not yet.
-fn read_cookie(path: &PathBuf) -> Result<String, NodeError> {
+/// Name and password as Core leaves them in its folder. A missing file is a node that is not running, or not
+/// yet.
+///
+/// # Errors
+/// `Cookie`, with what can be done about it.
+pub fn read_cookie(path: &Path) -> Result<String, NodeError> {
     use std::io::Read;
-    let unreadable =
-        |why: &str| NodeError::Unreachable(format!("cookie file {}: {why}", path.display()));
     let mut cookie = String::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(RPC_COOKIE_LEN_MAX as u64 + 1).read_to_string(&mut cookie))
-        .map_err(|error| unreadable(&error.to_string()))?;
-    let cookie = cookie.trim_end();
-    if cookie.len() > RPC_COOKIE_LEN_MAX || !cookie.contains(':') {
-        return Err(unreadable("not a cookie"));
-    }
-    Ok(cookie.to_owned())
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(RPC_COOKIE_LEN_MAX as u64 + 1).read_to_string(&mut cookie));
+    let shown = path.display();
+    let said = match read.map_err(|error| (error.kind(), error)) {
+        Ok(_) if cookie.trim_end().len() <= RPC_COOKIE_LEN_MAX && cookie.contains(':') => {
+            return Ok(cookie.trim_end().to_owned());
+        }
+        Ok(_) | Err((ErrorKind::InvalidData, _)) => format!("{shown} is no cookie of Core's"),
+        Err((ErrorKind::NotFound, _)) => {
+            format!("the cookie {shown} is not there: is Core running, and is this its folder?")
+        }
+        Err((ErrorKind::IsADirectory, _)) => {
+            format!("the cookie {shown} is a folder: name the file .cookie in it")
+        }
+        Err((ErrorKind::PermissionDenied, _)) => format!(
+            "cannot read the cookie {shown}: permission denied. Run this as Core's user, or set \
+             rpccookieperms=group in bitcoin.conf and join its group, or use user and password_file"
+        ),
+        Err((_, error)) => format!("cannot read the cookie {shown}: {error}"),
+    };
+    Err(NodeError::Cookie(said))
 }
 
 fn node_error(call: &'static str, error: &bitcoincore_rpc::Error) -> NodeError {
@@ -517,7 +538,8 @@ fn node_error(call: &'static str, error: &bitcoincore_rpc::Error) -> NodeError {
     if let JsonRpc(jsonrpc::Error::Rpc(refusal)) = error {
         let message = abridged(&refusal.message);
         return match refusal.code {
-            code::IN_WARMUP | code::CLIENT_IN_INITIAL_DOWNLOAD | code::CLIENT_NOT_CONNECTED => {
+            code::IN_WARMUP => NodeError::NotReady(format!("it is starting: {message}")),
+            code::CLIENT_IN_INITIAL_DOWNLOAD | code::CLIENT_NOT_CONNECTED => {
                 NodeError::NotReady(message)
             }
             code => NodeError::Refused { call, code, message },
@@ -529,10 +551,13 @@ fn node_error(call: &'static str, error: &bitcoincore_rpc::Error) -> NodeError {
     };
     match error.downcast_ref::<HttpError>() {
         Some(HttpError::Status(401 | 403)) => NodeError::Unauthorized,
-        // 503: its work queue is full. Other statuses come from what stands in front of it.
-        Some(HttpError::Status(_) | HttpError::Unreachable(_)) | None => {
-            NodeError::Unreachable(format!("{call}: {why}"))
+        Some(HttpError::Status(503)) => NodeError::Busy,
+        Some(HttpError::Refused) => NodeError::Unreachable("connection refused".to_owned()),
+        // Other statuses come from what stands in front of it.
+        Some(error @ (HttpError::Status(_) | HttpError::Unreachable(_))) => {
+            NodeError::Unreachable(format!("{call}: {}", abridged(&error.to_string())))
         }
+        None => NodeError::Unreachable(format!("{call}: {why}")),
         Some(HttpError::Malformed(_)) => NodeError::Nonsense { call, why },
     }
 }

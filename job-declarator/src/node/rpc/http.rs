@@ -2,6 +2,7 @@
 //! deadline and a bound around it, which jsonrpc's own transports lack. Called by `rpc.rs` on a blocking
 //! thread; must never log or show an `Authorization` header.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use bitcoincore_rpc::jsonrpc::client::Transport;
@@ -9,6 +10,8 @@ use bitcoincore_rpc::jsonrpc::{self, Request, Response, minreq};
 use thiserror::Error;
 
 use crate::limits::{RPC_ANSWER_LEN_MAX, RPC_HEADERS_LEN_MAX};
+
+const NO_STATUS_LINE: &str = "Server did not provide a status line";
 
 /// One connection's worth of questions; each opens and closes its own.
 pub(super) struct Http {
@@ -22,6 +25,9 @@ pub(super) struct Http {
 /// Why there is no answer.
 #[derive(Debug, Error)]
 pub(super) enum HttpError {
+    /// Nobody listens there.
+    #[error("connection refused")]
+    Refused,
     #[error("{0}")]
     Unreachable(String),
     #[error("HTTP status {0}")]
@@ -43,6 +49,10 @@ impl Http {
             .with_body(body);
         let answer = request.send_lazy().map_err(error)?;
         let status = answer.status_code;
+        // What `minreq` makes of a connection that is closed before the first byte.
+        if status == 503 && answer.reason_phrase == NO_STATUS_LINE {
+            return Err(HttpError::Unreachable("closed without an answer".to_owned()));
+        }
         if matches!(status, 401 | 403) {
             return Err(HttpError::Status(status));
         }
@@ -67,11 +77,13 @@ impl Http {
 }
 
 fn error(error: minreq::Error) -> HttpError {
-    if let minreq::Error::IoError(error) = error {
-        HttpError::Unreachable(error.to_string())
-    } else {
-        HttpError::Malformed(error.to_string())
+    let minreq::Error::IoError(error) = error else {
+        return HttpError::Malformed(error.to_string());
+    };
+    if error.kind() == ErrorKind::ConnectionRefused {
+        return HttpError::Refused;
     }
+    HttpError::Unreachable(error.to_string())
 }
 
 impl Transport for Http {
