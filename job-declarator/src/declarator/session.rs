@@ -58,7 +58,7 @@ pub enum Failure {
     #[error("it was not ready after {} s", SESSION_SETUP_MAX_MS / 1_000)]
     NotReady,
     /// It wants no such connection.
-    #[error("it refuses the connection: {0}")]
+    #[error("it refuses the connection: {code}{}", at_the_wrong_port(.0), code = .0)]
     Setup(String),
     /// It wants no such channel.
     #[error("it opens no channel: {0}")]
@@ -104,6 +104,14 @@ pub enum Failure {
     /// It does not read what it is sent.
     #[error("it does not take what it is sent")]
     Stalled,
+}
+
+/// The likeliest cause of a code: a pool's two ports say the same words until then.
+fn at_the_wrong_port(code: &str) -> &'static str {
+    if code == "unsupported-protocol" {
+        return "; are address and declare_address swapped?";
+    }
+    ""
 }
 
 impl Failure {
@@ -545,4 +553,21 @@ pub(super) struct Promised {
 fn host_and_port(address: &str) -> (String, u16) {
     let (host, port) = address.rsplit_once(':').unwrap_or((address, ""));
     (host.trim_matches(['[', ']']).to_owned(), port.parse().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_addresses_in_each_others_place_are_guessed_from_the_pools_word() {
+        let said = |code: &str| Failure::Setup(code.to_owned()).to_string();
+        let swapped = "it refuses the connection: unsupported-protocol; are address and declare_address \
+                       swapped?";
+        assert_eq!(said("unsupported-protocol"), swapped);
+        assert_eq!(
+            said("protocol-version-mismatch"),
+            "it refuses the connection: protocol-version-mismatch"
+        );
+    }
 }
