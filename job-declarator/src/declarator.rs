@@ -26,7 +26,9 @@ use proto::mining::server::FoundBlock;
 use proto::mining::{CreditGroup, Now};
 use proto::target::Difficulty;
 
-pub use self::outputs::{BadOutputs, Known, OutputLimit, WHOLE_REWARD, fill, of_suffix};
+pub use self::outputs::{
+    BadOutputs, Known, OutputLimit, WHOLE_REWARD, fill, is_beyond_limit, of_suffix,
+};
 pub use self::session::Failure;
 pub use self::tally::{PoolTally, ShareLoss, Tally};
 pub use self::view::{Note, PoolState, PoolView, Switch, View, WorkView};

@@ -127,6 +127,7 @@ pub fn settings_of(config: &Config, identity: watch::Receiver<Arc<Identity>>) ->
                 known,
                 // At most 100, as the configuration was checked.
                 others_max_percent: pool.reward_to_others_max_percent as u8,
+                network: config.network(),
             },
         });
         authorities.push(pool.authority(at)?);

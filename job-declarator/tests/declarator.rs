@@ -237,7 +237,7 @@ fn outputs_beyond_the_owners_limit_end_the_session_by_name() {
     assert!(rig.hung.contains(&ends(session).0) && rig.hung.contains(&ends(session).1));
     let view = rig.declarator.view(rig.now_ms);
     let (_, why) = view.pools[0].last_failure.clone().unwrap();
-    assert!(why.contains("100 percent") && why.contains("reward_to_others_max_percent"), "{why}");
+    assert!(why.contains("100 %") && why.contains("reward_to_others_max_percent"), "{why}");
     assert!(matches!(view.pools[0].state, PoolState::Waiting { .. }));
     assert_eq!(scripts(&rig), [vec![0x52]], "solo");
 }

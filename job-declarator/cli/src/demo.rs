@@ -207,6 +207,7 @@ async fn start_declarator(
             own: payout_script.clone(),
             known: Vec::new(),
             others_max_percent: 100,
+            network: config.network(),
         },
     };
     let api = format!("http://{}", pool.http).parse().context("the pool's own count")?;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use bitcoin::{Address, Network, Script};
 use proto::limits::{COINBASE_SCRIPT_SIG_AT, SCRIPT_SIG_MAX};
 use proto::mining::client::WorkCoinbase;
 use proto::template::Output;
@@ -12,6 +13,9 @@ use thiserror::Error;
 
 use crate::declared::{NULL_OUTPOINT, Refusal, read_outputs};
 use crate::limits::MONEY_MAX_SATS;
+
+/// Bytes of a script without an address that a refusal shows: a pay-to-public-key's are 67.
+const SCRIPT_SHOWN_MAX: usize = 67;
 
 /// A whole reward, in the parts that shares of it are counted in.
 pub const WHOLE_REWARD: u32 = 10_000;
@@ -25,6 +29,8 @@ pub struct OutputLimit {
     pub known: Vec<Known>,
     /// Percent of the reward, 0 to 100, that may go to anybody else or beyond a known one's share.
     pub others_max_percent: u8,
+    /// Whose addresses a refusal names.
+    pub network: Network,
 }
 
 /// A script that the owner knows to be the pool's.
@@ -56,17 +62,32 @@ pub enum BadOutputs {
         /// The block's reward.
         value: u64,
     },
-    /// Beyond the owner's limit.
+    /// Beyond the owner's limit. The first words are this one's alone, see `is_beyond_limit`.
     #[error(
-        "{percent} percent of the reward would go to addresses that you do not know, or beyond what you let \
-         those have that you do, your limit is {limit} (reward_to_others_max_percent)"
+        "it wants {} % of the reward beyond what you allow, most of it for {to}; your limit is {limit} % \
+         (reward_to_others_max_percent)",
+        percent(*hundredths)
     )]
     BeyondLimit {
-        /// Rounded up.
-        percent: u64,
+        /// Of a percent, rounded up.
+        hundredths: u64,
+        /// Who would have most of it: an address, or a script in hex.
+        to: String,
         /// The owner's.
         limit: u8,
     },
+}
+
+/// Whether a pool failed, in these words, for nothing but the owner's limit.
+#[must_use]
+pub fn is_beyond_limit(why: &str) -> bool {
+    why.starts_with("it wants ")
+}
+
+/// "97.5" of 9,750 hundredths.
+fn percent(hundredths: u64) -> String {
+    let text = format!("{}.{:02}", hundredths / 100, hundredths % 100);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// The outputs of a coinbase worth `value_sats` that pays as the pool asks (`asked`: CompactSize count and
@@ -109,15 +130,25 @@ impl OutputLimit {
         for output in outputs {
             *paid.entry(&output.script).or_default() += u128::from(output.sats);
         }
-        let beyond =
-            |(script, sats): (&&[u8], &u128)| sats.saturating_sub(self.may_have(script, value));
-        let others: u128 = paid.iter().map(beyond).sum();
+        let beyond = |(script, sats): (&&[u8], &u128)| {
+            (sats.saturating_sub(self.may_have(script, value)), script.to_vec())
+        };
+        let beyond: Vec<(u128, Vec<u8>)> = paid.iter().map(beyond).collect();
+        let others: u128 = beyond.iter().map(|(sats, _)| sats).sum();
         if others * 100 <= value * u128::from(self.others_max_percent) {
             return Ok(());
         }
         // Above zero, for nothing taken of nothing is within every limit.
-        let percent = (others * 100).div_ceil(value) as u64;
-        Err(BadOutputs::BeyondLimit { percent, limit: self.others_max_percent })
+        let hundredths = (others * u128::from(WHOLE_REWARD)).div_ceil(value) as u64;
+        let most = beyond.into_iter().max().map(|(_, script)| script).unwrap_or_default();
+        let to = self.shown(&most);
+        Err(BadOutputs::BeyondLimit { hundredths, to, limit: self.others_max_percent })
+    }
+
+    fn shown(&self, script: &[u8]) -> String {
+        let address = Address::from_script(Script::from_bytes(script), self.network);
+        let short = &script[..script.len().min(SCRIPT_SHOWN_MAX)];
+        address.map_or_else(|_| format!("script {}", hex::encode(short)), |to| to.to_string())
     }
 
     /// Sats of a reward that are not counted against the limit. A share is rounded up: a pool that rounds to
@@ -184,7 +215,7 @@ mod tests {
 
     fn limit(others_max_percent: u8) -> OutputLimit {
         let known = vec![known(b"pool", WHOLE_REWARD), known(b"fee", 250)];
-        OutputLimit { own: b"own".to_vec(), known, others_max_percent }
+        OutputLimit { own: b"own".to_vec(), known, others_max_percent, network: Network::Bitcoin }
     }
 
     fn known(script: &[u8], share_max: u32) -> Known {
@@ -300,13 +331,30 @@ mod tests {
                 .map(|(sats, script)| Output { sats, script })
         };
         assert_eq!(limit(5).judge(&of(5)), Ok(()));
-        let beyond = Err(BadOutputs::BeyondLimit { percent: 6, limit: 5 });
+        let to = format!("script {}", hex::encode(b"who"));
+        let beyond = Err(BadOutputs::BeyondLimit { hundredths: 600, to, limit: 5 });
         assert_eq!(limit(5).judge(&of(6)), beyond);
         assert_eq!(limit(0).judge(&of(0)), Ok(()));
         assert!(limit(0).judge(&of(1)).is_err());
         assert_eq!(limit(100).judge(&of(100)), Ok(()));
         let own = [Output { sats: 100, script: b"own".to_vec() }];
         assert_eq!(limit(0).judge(&own), Ok(()));
+    }
+
+    #[test]
+    fn a_refusal_names_who_would_have_most_and_the_percents_as_they_are() {
+        let program = [&[0, 20][..], &[1; 20]].concat();
+        let outputs = [(25, b"pool".to_vec()), (900, program), (75, b"who".to_vec())]
+            .map(|(sats, script)| Output { sats, script });
+        let said = limit(0).judge(&outputs).unwrap_err().to_string();
+        assert_eq!(
+            said,
+            "it wants 97.5 % of the reward beyond what you allow, most of it for \
+             bc1qqyqszqgpqyqszqgpqyqszqgpqyqszqgpyfl4f3; your limit is 0 % (reward_to_others_max_percent)"
+        );
+        assert!(is_beyond_limit(&said) && !is_beyond_limit("it refuses the connection: it wants "));
+        let percents = [1, 10, 600, 10_000].map(percent);
+        assert_eq!(percents, ["0.01", "0.1", "6", "100"]);
     }
 
     #[test]
@@ -322,7 +370,8 @@ mod tests {
         };
         assert_eq!(judged(&limit(0), &[SHARE]), Ok(()));
         assert_eq!(judged(&limit(0), &[SHARE - 9, 9]), Ok(()));
-        let beyond = Err(BadOutputs::BeyondLimit { percent: 1, limit: 0 });
+        let to = format!("script {}", hex::encode(b"fee"));
+        let beyond = Err(BadOutputs::BeyondLimit { hundredths: 1, to, limit: 0 });
         assert_eq!(judged(&limit(0), &[SHARE + 1]), beyond);
         assert_eq!(judged(&limit(0), &[SHARE, 1]), beyond, "split over two outputs");
         // What is beyond the share, and nothing else, is held against the limit.

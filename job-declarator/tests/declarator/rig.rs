@@ -61,6 +61,7 @@ pub fn options(pools: usize) -> Options {
                 .map(|script| Known { script: vec![script], share_max: WHOLE_REWARD })
                 .to_vec(),
             others_max_percent: 2,
+            network: bitcoin::Network::Regtest,
         },
     };
     Options {

@@ -194,6 +194,7 @@ impl World {
                     .map(|script| Known { script, share_max: WHOLE_REWARD })
                     .to_vec(),
                 others_max_percent: 2,
+                network: bitcoin::Network::Regtest,
             })
             .collect();
         let mode = if random.one_in(4) { Mode::CoinbaseOnly } else { Mode::FullTemplate };

@@ -124,8 +124,12 @@ impl PoolRig {
 
     /// How the house knows it.
     pub(crate) fn options(&self, name: &str) -> (PoolOptions, AuthorityPublicKey) {
-        let limit =
-            OutputLimit { own: OWN_SCRIPT.to_vec(), known: Vec::new(), others_max_percent: 100 };
+        let limit = OutputLimit {
+            own: OWN_SCRIPT.to_vec(),
+            known: Vec::new(),
+            others_max_percent: 100,
+            network: bitcoin::Network::Regtest,
+        };
         let options = PoolOptions {
             name: name.to_owned(),
             address: self.mining.address.to_string(),

@@ -52,7 +52,12 @@ impl Refuser {
 
     /// How a house knows it: it declares nothing.
     pub(crate) fn options(&self, name: &str) -> (PoolOptions, AuthorityPublicKey) {
-        let limit = OutputLimit { own: Vec::new(), known: Vec::new(), others_max_percent: 100 };
+        let limit = OutputLimit {
+            own: Vec::new(),
+            known: Vec::new(),
+            others_max_percent: 100,
+            network: bitcoin::Network::Regtest,
+        };
         let options = PoolOptions {
             name: name.to_owned(),
             address: self.address.to_string(),
