@@ -269,7 +269,10 @@ fn is_ours(host: &str, hosts: &[String]) -> bool {
     // `umbrel.example` could be anybody's, `umbrel` and `umbrel-2.local` are only known at home. Any other
     // machine there can call itself something in `.local`, so that of this one is among `hosts`.
     let name = host.strip_suffix(".local").unwrap_or(&host);
-    let is_umbrel = name.starts_with("umbrel") && !name.contains('.');
+    let is_umbrel = name.strip_prefix("umbrel").is_some_and(|rest| match rest.strip_prefix('-') {
+        Some(digits) => !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()),
+        None => rest.is_empty(),
+    });
     is_umbrel || hosts.iter().any(|name| name.eq_ignore_ascii_case(&host))
 }
 
@@ -357,6 +360,11 @@ mod tests {
             "evil.example",
             "umbrel.example",
             "umbrel.evil.local.example",
+            "umbrella",
+            "umbrel-",
+            "umbrel-x.local",
+            "umbrel2.local",
+            "umbrel-2.evil.local",
             "127.0.0.1.nip.io",
             "localhost.example",
             ".local",
