@@ -5,6 +5,8 @@
 //! Must never let a share be answered before its block is on disk, nor delete a block without an answer. One
 //! that the disk does not take is offered all the same.
 
+mod earlier;
+
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,8 +39,10 @@ pub struct BlockSeen {
     pub height: Option<u32>,
     /// Found then, unix seconds.
     pub at: u32,
-    /// The device.
+    /// The device; unknown of an earlier run's.
     pub finder: String,
+    /// What it pays to whom, sats and script, as far as that can be read.
+    pub outputs: Vec<(u64, Vec<u8>)>,
     /// What the node says.
     pub state: BlockState,
 }
@@ -56,6 +60,8 @@ pub enum BlockState {
     Rejected(String),
     /// The pool's job: only the pool has its transactions, and the share is on its way there.
     WithThePool,
+    /// Of an earlier run, to which the node has said what it has said.
+    Answered,
 }
 
 /// Where blocks are handed in.
@@ -91,7 +97,7 @@ pub fn spawn(
     // A new folder's name is only durable once its own folder is.
     File::open(data_dir)?.sync_all()?;
     let (unwritten, from_memory) = mpsc::channel(BLOCKS_UNWRITTEN_MAX);
-    let (news, seen) = (Arc::new(Notify::new()), watch::Sender::new(None));
+    let (news, seen) = (Arc::new(Notify::new()), watch::Sender::new(earlier::newest(&dir)));
     let disk = Arc::new(Semaphore::new(BLOCK_DISK_ASKED_MAX));
     let handle = BlocksHandle { dir, disk, news, unwritten, seen };
     let offered = handle.clone();
@@ -119,6 +125,7 @@ impl BlocksHandle {
             height: bytes.is_some().then_some(template.height),
             at: unix_s(),
             finder: finder.to_owned(),
+            outputs: earlier::paid(&found.job.coinbase().with_witness(&found.extranonce, false)),
             state: if bytes.is_some() { BlockState::OnItsWay } else { BlockState::WithThePool },
         };
         info!(%hash, finder = seen.finder, "BLOCK FOUND");
@@ -247,7 +254,7 @@ impl BlocksHandle {
             BlockState::Accepted => info!(block = name, "BLOCK ACCEPTED by your node"),
             BlockState::Stale => warn!(block = name, "another block was first"),
             BlockState::Rejected(why) => error!(block = name, why, "your node refuses the block"),
-            BlockState::OnItsWay | BlockState::WithThePool => {}
+            BlockState::OnItsWay | BlockState::WithThePool | BlockState::Answered => {}
         }
         self.seen.send_if_modified(|seen| match seen {
             Some(seen) if name.ends_with(&BlockHash::from_byte_array(seen.hash).to_string()) => {

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blocks::{self, BlockSeen};
 use crate::credit::{Comparison, Verdict};
-use crate::device::{ChannelSnapshot, DeviceSnapshot, Dialect};
+use crate::device::{ChannelSnapshot, DeviceSnapshot, Dialect, End};
 use crate::feed::NodeFacts;
 use crate::run::Shown;
 use crate::status::{self, BlockRow, BlockState, DeviceRow, Listen, Protocol, Status};
@@ -102,15 +102,16 @@ fn refusals(device: &DeviceSnapshot, channel: &ChannelSnapshot) -> Vec<(&'static
 }
 
 fn block_row(seen: &BlockSeen) -> BlockRow {
-    let BlockSeen { hash, height, at, finder, state } = seen.clone();
+    let BlockSeen { hash, height, at, finder, outputs, state } = seen.clone();
     let state = match state {
         blocks::BlockState::OnItsWay => BlockState::Sending,
         blocks::BlockState::Accepted => BlockState::Accepted,
         blocks::BlockState::Stale => BlockState::Refused("another block was first".to_owned()),
         blocks::BlockState::Rejected(why) => BlockState::Refused(why),
         blocks::BlockState::WithThePool => BlockState::LeftToPool,
+        blocks::BlockState::Answered => BlockState::Answered,
     };
-    BlockRow { hash, height, at, finder, state }
+    BlockRow { hash, height, at, finder, outputs, state }
 }
 
 /// What the owner should look at.
@@ -130,8 +131,10 @@ fn warnings(shown: &Shown, credit: &[Comparison]) -> Vec<String> {
         let times = if row.count == 1 { String::new() } else { format!(" ({} times)", row.count) };
         format!("{} was refused{times}: {}", row.peer.ip(), row.why)
     });
-    let gone =
-        shown.gone.iter().rev().map(|(peer, why, _)| format!("a device at {peer} left: {why}"));
+    // A device that was switched off or restarted is nothing to look at.
+    let goodbyes = [End::Eof.to_string(), End::Stopping.to_string()];
+    let gone = shown.gone.iter().rev().filter(|(_, why, _)| !goodbyes.contains(why));
+    let gone = gone.map(|(peer, why, _)| format!("a device at {peer} left: {why}"));
     let is_large = shown.view.work.as_ref().is_some_and(|work| !work.fits_every_device);
     let large =
         "this pool's jobs are larger than a NerdQAxe+ or an older Bitaxe takes: they will leave";

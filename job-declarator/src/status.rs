@@ -61,6 +61,42 @@ pub struct Status {
     pub warnings: Vec<String>,
 }
 
+/// Whose an output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// Where a solo block would pay.
+    Yours,
+    /// One of those that the owner wrote down of a pool's.
+    Known,
+    /// Nobody has said.
+    Unknown,
+}
+
+impl Status {
+    /// Whose a script is.
+    fn whose(&self, script: &[u8]) -> Whose {
+        let mut known = self.view.pools.iter().flat_map(|pool| &pool.known);
+        match () {
+            () if script == self.payout_script => Whose::Yours,
+            () if known.any(|known| known == script) => Whose::Known,
+            () => Whose::Unknown,
+        }
+    }
+
+    /// What of these outputs is the owner's, and what is not.
+    fn split(&self, outputs: &[(u64, Vec<u8>)]) -> (u64, u64) {
+        let sum = |is_yours: bool| {
+            let of = |(_, script): &&(u64, Vec<u8>)| (*script == self.payout_script) == is_yours;
+            outputs
+                .iter()
+                .filter(of)
+                .map(|(sats, _)| sats)
+                .fold(0, |a: u64, b| a.saturating_add(*b))
+        };
+        (sum(true), sum(false))
+    }
+}
+
 /// The own node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeFacts {
@@ -152,8 +188,10 @@ pub struct BlockRow {
     pub height: Option<u32>,
     /// When it was found, unix seconds.
     pub at: u32,
-    /// Name of the device.
+    /// Name of the device; empty where it was found before the start.
     pub finder: String,
+    /// What it pays to whom, sats and script; none where that is not known.
+    pub outputs: Vec<(u64, Vec<u8>)>,
     /// What became of it.
     pub state: BlockState,
 }
@@ -169,6 +207,8 @@ pub enum BlockState {
     Refused(String),
     /// Found on the pool's own job: the pool has its transactions, the own node has not.
     LeftToPool,
+    /// Of an earlier run: the node has answered, and what is not kept.
+    Answered,
 }
 
 /// How the page was asked for: what it shows beside the status.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bitcoin::hashes::{Hash, sha256};
 use job_declarator::clock::unix_s;
 use job_declarator::credit::{Fault, Unknown, Verdict};
-use job_declarator::declarator::PoolState;
+use job_declarator::declarator::{BadOutputs, PoolState};
 use job_declarator::limits::{
     DEVICE_ROWS_MAX, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, STATUS_AGE_MAX_S,
 };
@@ -71,10 +71,10 @@ fn working_for(source: Source, is_promised: bool) -> Status {
 
 #[test]
 fn the_page_says_whose_template_is_mined_and_whether_it_is_promised() {
-    let own = "Your devices mine your own template, for Home pool.";
+    let own = "Your devices mine your own template, for \u{201c}Home pool\u{201d}.";
     says(&working_for(OWN, true), &[own, "The pool has promised to count work on it."]);
     says(&working_for(OWN, false), &[own, "has not promised it yet. Shares wait here"]);
-    let theirs = "Your devices mine a template of Home pool, not your own.";
+    let theirs = "Your devices mine a template of \u{201c}Home pool\u{201d}, not your own.";
     says(&working_for(THEIRS, true), &[theirs, "This pool chooses the transactions"]);
     let solo = "Your devices mine your own template, for you alone.";
     says(&working_for(Source::Solo, true), &[solo, "No pool can be used at the moment."]);
@@ -133,8 +133,9 @@ fn the_page_answers_all_that_a_person_at_home_asks() {
             // How much.
             "1.25 TH/s between 0.94 and 1.56 TH/s, from shares of the last minutes",
             // To whom.
-            "It pays 3.20000000 BTC. What goes to Home pool it shares out by its rules:",
-            "bc1qqyqszqgpqyqszqgpqyqszqgpqyqszqgpyfl4f3 75.0 % 2.40000000 BTC",
+            "It pays 3.20000000 BTC: 0.80000000 BTC to you, 2.40000000 BTC to the pool \u{201c}Home \
+             pool\u{201d}. Whether and how the pool passes its part on is between you and it.",
+            "bc1qqyqszqgpqyqszqgpqyqszqgpqyqszqgpyfl4f3 not known to you 75.0 % 2.40000000 BTC",
             "you 25.0 % 0.80000000 BTC",
             "Block 900,001, 3,021 transactions, on top of 1f1e1d",
             // Each device.
@@ -147,9 +148,10 @@ fn the_page_answers_all_that_a_person_at_home_asks() {
             "6 the pool was lost before it answered",
             "Spare next try in 12 s failed 19 s ago: connection refused",
             // Switches, the newest first.
-            "1 h 6 min ago your template, for you alone from your template, for Home pool \
+            "1 h 6 min ago your template, for you alone from your template, for \u{201c}Home pool\u{201d} \
              the connection was closed up to 1.2 s, 3.12 TH of work",
-            "Block 899,990, found 1 h 23 min ago by living-room: accepted by your node",
+            "Block 899,990, found 1 h 23 min ago by living-room: accepted by your node It pays 3.20000000 \
+             BTC: 0.80000000 BTC to you, 2.40000000 BTC to the pool, at addresses that you know.",
             "2,468 good shares, 2.47 PH of work, of which 17 were solo.",
             "1.18 PH 1.18 PH 1.18 PH they agree",
             "Host 192.168.1.7 Port 34255 User any name",
@@ -171,7 +173,7 @@ fn places_with_nothing_in_them_say_so() {
         &[
             "No device is connected. Take the settings at the end of this page over",
             "Nothing since the program started.",
-            "None since the program started.",
+            "None since the program started, and none of before is in its data folder.",
             "No pool's page is asked what it shows for you",
         ],
     );
@@ -181,6 +183,72 @@ fn places_with_nothing_in_them_say_so() {
     says(&status, &["(no name)", "none for 10 min"]);
     status.devices[0].last_share_at = Some(NOW - 599);
     says(&status, &["9 min ago connected"]);
+}
+
+#[test]
+fn the_page_says_to_whom_the_money_goes_in_each_case() {
+    let paying = |outputs: &[(u64, u8)]| {
+        let mut status = working_for(OWN, true);
+        let work = status.view.work.as_mut().unwrap();
+        work.outputs = outputs.iter().map(|(sats, to)| (*sats, script(*to))).collect();
+        work.value_sats = outputs.iter().map(|(sats, _)| sats).sum();
+        status
+    };
+    let (ours, known, other) = (2, 3, 1);
+    says(
+        &paying(&[(5_000_000_000, known)]),
+        &[
+            "It pays 50.00000000 BTC: nothing to you, all of it to the pool \u{201c}Home pool\u{201d}. Whether",
+            "the pool's, known to you 100.0 %",
+        ],
+    );
+    says(&paying(&[(7, other)]), &["not known to you 100.0 %"]);
+    let all = paying(&[(5_000_000_000, ours)]);
+    says(&all, &["It pays 50.00000000 BTC: all of it to you.", "you 100.0 %"]);
+    assert!(!text_of(&all).contains("Whether and how"));
+    let mut block = sample();
+    block.last_block.as_mut().unwrap().outputs = vec![(7, script(other))];
+    says(
+        &block,
+        &["It pays 0.00000007 BTC: nothing to you, all of it to the pool or whom it names."],
+    );
+    let row = block.last_block.as_mut().unwrap();
+    (row.outputs, row.finder) = (Vec::new(), String::new());
+    says(&block, &["found 1 h 23 min ago: accepted by your node 00000000ab"]);
+}
+
+#[test]
+fn why_it_is_not_the_own_template_or_no_pool_is_said_as_it_is() {
+    let mut theirs = working_for(THEIRS, true);
+    theirs.view.pools[0].declares = false;
+    says(&theirs, &["No declare_address is set for this pool, so it chooses the transactions."]);
+    let mut limited = working_for(Source::Solo, true);
+    let limit = BadOutputs::BeyondLimit { hundredths: 9_750, to: "bc1q".to_owned(), limit: 0 };
+    for pool in &mut limited.view.pools {
+        pool.last_failure = Some((NOW, limit.to_string()));
+    }
+    let said = "No pool is out of order: what they ask to be paid is beyond the limit that you set";
+    says(&limited, &[said, "it wants 97.5 % of the reward beyond what you allow"]);
+    limited.view.pools[1].last_failure = Some((NOW, "connection refused".to_owned()));
+    says(&limited, &["No pool can be used at the moment."]);
+}
+
+#[test]
+fn a_hash_rate_is_told_from_the_first_share_on() {
+    let mut status = sample();
+    status.devices.iter_mut().for_each(|device| device.last_share_at = None);
+    says(&status, &["No share yet: too early to say.", "too early to say none for "]);
+    assert!(!text_of(&status).contains("TH/s between"));
+}
+
+#[test]
+fn a_failure_of_before_is_told_as_one_and_a_short_pause_in_its_size() {
+    let mut status = sample();
+    status.view.pools[0].last_failure = Some((NOW - 60, "the connection was closed".to_owned()));
+    status.view.switches[1].idle_ms = 3;
+    let said =
+        "in use, with your templates before that it failed 1 min ago: the connection was closed";
+    says(&status, &[said, "up to 3 ms, "]);
 }
 
 #[test]
@@ -200,6 +268,7 @@ fn each_state_of_a_pool_a_block_and_a_comparison_has_its_words() {
         (BlockState::Sending, "being sent to your node and the pool"),
         (BlockState::Refused("bad-txns".into()), "refused by your node: bad-txns"),
         (BlockState::LeftToPool, "sent to the pool, which alone has its transactions"),
+        (BlockState::Answered, "your node answered before this program was started"),
     ];
     for (state, words) in blocks {
         status.last_block.as_mut().unwrap().state = state;

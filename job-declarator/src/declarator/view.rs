@@ -91,6 +91,10 @@ pub struct PoolView {
     pub name: String,
     /// How it stands.
     pub state: PoolState,
+    /// It takes the owner's templates, as far as he has said where.
+    pub declares: bool,
+    /// Scripts that the owner knows to be its own.
+    pub known: Vec<Vec<u8>>,
     /// Its last failure, and when, unix seconds.
     pub last_failure: Option<(u32, String)>,
     /// What became of shares.
@@ -147,6 +151,8 @@ impl Declarator {
         let pools = pools.map(|(at, (options, (tally, last_failure)))| PoolView {
             name: options.name.clone(),
             state: self.pool_state(at, now_ms),
+            declares: options.declare_address.is_some(),
+            known: options.limit.known.iter().map(|known| known.script.clone()).collect(),
             last_failure: last_failure.clone(),
             tally: tally.clone(),
         });

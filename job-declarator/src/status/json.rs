@@ -11,7 +11,7 @@ use crate::declarator::{PoolTally, PoolView, ShareLoss, Switch, View};
 use crate::limits::DEVICE_ROWS_MAX;
 use crate::rate::HashRates;
 use crate::status::words::{self, shown};
-use crate::status::{BlockRow, BlockState, DeviceRow, Status};
+use crate::status::{BlockRow, BlockState, DeviceRow, Status, Whose};
 use crate::upstream::{Kind, Source};
 
 #[derive(Serialize)]
@@ -68,6 +68,8 @@ struct OutputJson {
     script: String,
     /// It is where a solo block would pay.
     is_yours: bool,
+    /// It is a pool's, as the owner has written down, or his own.
+    is_known: bool,
 }
 
 #[derive(Serialize)]
@@ -162,8 +164,11 @@ struct BlockJson {
     hash: String,
     height: Option<u32>,
     at: u32,
+    /// Empty where it was found before the start.
     finder: String,
-    /// sending, accepted, refused, left-to-pool.
+    /// Empty where they are not known.
+    outputs: Vec<OutputJson>,
+    /// sending, accepted, refused, left-to-pool, unknown.
     state: &'static str,
     /// What the node said.
     detail: Option<String>,
@@ -223,7 +228,7 @@ pub fn json(status: &Status) -> String {
         },
         pools: view.pools.iter().map(|pool| pool_json(pool, status.now_ms)).collect(),
         switches: view.switches.iter().map(|switch| switch_json(view, switch)).collect(),
-        last_block: status.last_block.as_ref().map(block_json),
+        last_block: status.last_block.as_ref().map(|block| block_json(status, block)),
         credit: status.credit.iter().map(credit_json).collect(),
         listen: ListenJson {
             host: status.listen.host.as_deref(),
@@ -293,15 +298,20 @@ fn source_json(view: &View, source: Source) -> SourceJson {
     }
 }
 
-fn work_json(status: &Status) -> Option<WorkJson> {
-    let work = status.view.work.as_ref()?;
+fn outputs_json(status: &Status, outputs: &[(u64, Vec<u8>)], value_sats: u64) -> Vec<OutputJson> {
     let output = |(sats, script): &(u64, Vec<u8>)| OutputJson {
         sats: *sats,
-        percent: words::percent(*sats, work.value_sats),
+        percent: words::percent(*sats, value_sats),
         address: words::address(script, status.network),
         script: hex::encode(script),
         is_yours: *script == status.payout_script,
+        is_known: status.whose(script) != Whose::Unknown,
     };
+    outputs.iter().map(output).collect()
+}
+
+fn work_json(status: &Status) -> Option<WorkJson> {
+    let work = status.view.work.as_ref()?;
     Some(WorkJson {
         source: source_json(&status.view, work.source),
         is_promised: work.is_promised,
@@ -309,7 +319,7 @@ fn work_json(status: &Status) -> Option<WorkJson> {
         prev_hash: people_read(work.tip),
         transactions: work.transactions,
         value_sats: work.value_sats,
-        outputs: work.outputs.iter().map(output).collect(),
+        outputs: outputs_json(status, &work.outputs, work.value_sats),
         age_s: status.now_ms.saturating_sub(work.since_ms) / 1_000,
     })
 }
@@ -374,18 +384,21 @@ fn switch_json(view: &View, switch: &Switch) -> SwitchJson {
     }
 }
 
-fn block_json(block: &BlockRow) -> BlockJson {
+fn block_json(status: &Status, block: &BlockRow) -> BlockJson {
+    let value_sats = block.outputs.iter().fold(0, |sum: u64, (sats, _)| sum.saturating_add(*sats));
     let (state, detail) = match &block.state {
         BlockState::Sending => ("sending", None),
         BlockState::Accepted => ("accepted", None),
         BlockState::Refused(why) => ("refused", Some(words::reason(why))),
         BlockState::LeftToPool => ("left-to-pool", None),
+        BlockState::Answered => ("unknown", None),
     };
     BlockJson {
         hash: people_read(block.hash),
         height: block.height,
         at: block.at,
         finder: shown(&block.finder),
+        outputs: outputs_json(status, &block.outputs, value_sats),
         state,
         detail,
     }

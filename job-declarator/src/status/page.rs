@@ -10,7 +10,7 @@ use crate::declarator::{PoolState, PoolView, Switch, WorkView};
 use crate::limits::{DEVICE_ROWS_MAX, STATUS_AGE_MAX_S};
 use crate::status::json::{fleet, people_read};
 use crate::status::words::{self, ago, grouped, shown, span, with_unit};
-use crate::status::{Asked, BlockRow, BlockState, DeviceRow, Listen, Status};
+use crate::status::{Asked, BlockRow, BlockState, DeviceRow, Listen, Status, Whose};
 use crate::upstream::Source;
 
 const STYLE: &str = include_str!("page.css");
@@ -144,13 +144,16 @@ fn lead(out: &mut Html, status: &Status) {
     });
     out.text(words::meaning(status)).raw("</p>");
     let rates = fleet(status);
-    if !status.devices.is_empty() {
+    if status.devices.iter().any(|device| device.last_share_at.is_some()) {
         let rate = with_unit(rates.five_minutes.estimate, "H/s");
         out.raw("<p class=rate>").text(rate).raw("</p>");
     }
     out.raw("<p class=\"soft small\">");
     match (status.devices.len(), words::band(rates.five_minutes)) {
         (0, _) => out.raw("No device is connected."),
+        _ if status.devices.iter().all(|device| device.last_share_at.is_none()) => {
+            out.raw("No share yet: too early to say.")
+        }
         (_, None) => out.raw("Nothing can be said of the hash rate yet."),
         (_, Some(band)) => {
             out.text(band).raw(", from shares of the last minutes; over an hour ");
@@ -185,9 +188,11 @@ fn reward(out: &mut Html, status: &Status) {
         out.raw("<tr><td><code>");
         out.text(to.unwrap_or_else(|| format!("script {}", shown(&hex::encode(script)))));
         out.raw("</code>");
-        if *script == status.payout_script {
-            out.raw(" <span class=good>you</span>");
-        }
+        out.raw(match status.whose(script) {
+            Whose::Yours => " <span class=good>you</span>",
+            Whose::Known => " <span class=soft>the pool's, known to you</span>",
+            Whose::Unknown => " <span class=soft>not known to you</span>",
+        });
         out.raw("</td>");
         out.number("", format_args!("{:.1} %", words::percent(*sats, work.value_sats)));
         out.number("", words::btc(*sats));
@@ -204,16 +209,19 @@ fn reward(out: &mut Html, status: &Status) {
     out.text(span(age_s)).raw(" ago</section>");
 }
 
+/// To whom, in a sentence or two.
 fn reward_means(status: &Status, work: &WorkView) -> String {
-    let mut paid = work.outputs.iter().filter(|(sats, _)| *sats > 0);
+    let (yours, rest) = status.split(&work.outputs);
     match work.source {
-        Source::Solo if paid.all(|(_, script)| *script == status.payout_script) => {
-            ", all of it to you:".to_owned()
-        }
-        Source::Solo => ":".to_owned(),
+        Source::Solo => format!(", {}:", words::shares_of(yours, rest, "others")),
         Source::Pool { pool, .. } => {
-            let name = shown(words::pool_name(&status.view, pool));
-            format!(". What goes to {name} it shares out by its rules:")
+            let name = words::quoted(&status.view, pool);
+            let shares = words::shares_of(yours, rest, &format!("the pool {name}"));
+            let passes_on = match rest {
+                0 => "",
+                _ => " Whether and how the pool passes its part on is between you and it.",
+            };
+            format!(": {shares}.{passes_on}")
         }
     }
 }
@@ -254,10 +262,14 @@ fn device_row(out: &mut Html, device: &DeviceRow, now: u32) {
     out.raw("· ").text(device.protocol.text()).raw(" · ").text(device.peer.ip());
     out.raw("</span></td><td data-is=\"Hash rate\">");
     let rate = device.hash_rate.five_minutes;
-    out.text(with_unit(rate.estimate, "H/s"));
-    if let Some(band) = words::band(rate) {
-        out.raw("<br><span class=\"soft small\">").text(band).raw("</span>");
-    }
+    match (device.last_share_at, words::band(rate)) {
+        (None, _) => out.raw("<span class=soft>too early to say</span>"),
+        (Some(_), None) => out.text(with_unit(rate.estimate, "H/s")),
+        (Some(_), Some(band)) => {
+            out.text(with_unit(rate.estimate, "H/s")).raw("<br><span class=\"soft small\">");
+            out.text(band).raw("</span>")
+        }
+    };
     out.raw("</td><td data-is=\"Last share\">");
     let quiet_s = now.saturating_sub(device.last_share_at.unwrap_or(device.connected_at));
     match (device.last_share_at, quiet_s >= QUIET_AFTER_S) {
@@ -319,7 +331,12 @@ fn pool_row(out: &mut Html, pool: &PoolView, status: &Status) {
     });
     out.text(words::pool_state(&pool.state, status.now_ms).1).raw("</span>");
     if let Some((at, why)) = &pool.last_failure {
-        out.raw("<br><span class=\"soft small\">failed ").text(ago(status.now, *at)).raw(": ");
+        out.raw("<br><span class=\"soft small\">");
+        out.raw(match pool.state {
+            PoolState::InUse(_) | PoolState::Ready => "before that it failed ",
+            PoolState::Trying | PoolState::Waiting { .. } | PoolState::Unused => "failed ",
+        });
+        out.text(ago(status.now, *at)).raw(": ");
         out.text(words::reason(why)).raw("</span>");
     }
     out.raw("</td><td class=number data-is=\"Acknowledged\">");
@@ -363,23 +380,30 @@ fn cost(switch: &Switch) -> String {
     if switch.idle_ms == 0 {
         return "nothing".to_owned();
     }
-    let seconds = switch.idle_ms as f64 / 1_000.0;
-    format!("up to {seconds:.1} s, {} of work", with_unit(switch.idle_hashes, "H"))
+    let time = match switch.idle_ms {
+        ms @ 0..=999 => format!("{ms} ms"),
+        ms => format!("{:.1} s", ms as f64 / 1_000.0),
+    };
+    format!("up to {time}, {} of work", with_unit(switch.idle_hashes, "H"))
 }
 
 fn last_block(out: &mut Html, status: &Status) {
     out.raw("<section><h2>Last block of yours</h2>");
     let Some(block) = &status.last_block else {
-        out.raw("<p class=soft>None since the program started.</section>");
+        out.raw("<p class=soft>None since the program started, and none of before is in its data folder.</section>");
         return;
     };
-    let BlockRow { hash, height, at, finder, state } = block;
+    let BlockRow { hash, height, at, finder, outputs, state } = block;
     out.raw("<p>");
     match height {
         Some(height) => out.raw("Block ").text(grouped(u64::from(*height))),
         None => out.raw("A block of the pool's"),
     };
-    out.raw(", found ").text(ago(status.now, *at)).raw(" by ").text(shown(finder)).raw(": ");
+    out.raw(", found ").text(ago(status.now, *at));
+    if !finder.is_empty() {
+        out.raw(" by ").text(shown(finder));
+    }
+    out.raw(": ");
     match state {
         BlockState::Sending => out.raw("<span class=wait>being sent to your node and the pool</span>"),
         BlockState::Accepted => out.raw("<span class=good>accepted by your node</span>"),
@@ -389,8 +413,25 @@ fn last_block(out: &mut Html, status: &Status) {
         BlockState::Refused(why) => {
             out.raw("<span class=bad>refused by your node: ").text(words::reason(why)).raw("</span>")
         }
+        BlockState::Answered => {
+            out.raw("your node answered before this program was started; what, is in the log of that time")
+        }
     };
-    out.raw("</p><p class=\"soft small\"><code>").text(people_read(*hash)).raw("</code></section>");
+    out.raw("</p>");
+    let (yours, rest) = status.split(outputs);
+    if yours.saturating_add(rest) > 0 {
+        out.raw("<p>It pays ").text(words::btc(yours.saturating_add(rest))).raw(": ");
+        out.text(words::shares_of(yours, rest, payee(status, outputs))).raw(".</p>");
+    }
+    out.raw("<p class=\"soft small\"><code>").text(people_read(*hash)).raw("</code></section>");
+}
+
+/// Who has what is not the owner's.
+fn payee<'a>(status: &Status, outputs: &[(u64, Vec<u8>)]) -> &'a str {
+    let mut others =
+        outputs.iter().filter(|(sats, script)| *sats > 0 && *script != status.payout_script);
+    let are_known = others.all(|(_, script)| status.whose(script) == Whose::Known);
+    if are_known { "the pool, at addresses that you know" } else { "the pool or whom it names" }
 }
 
 fn credit(out: &mut Html, status: &Status) {

@@ -2,7 +2,7 @@
 
 use bitcoin::{Address, Network, Script};
 
-use crate::declarator::{PoolState, View};
+use crate::declarator::{PoolState, PoolView, View, is_beyond_limit};
 use crate::limits::{SHOWN_REASON_MAX, SHOWN_TEXT_MAX};
 use crate::rate::HashRate;
 use crate::status::Status;
@@ -81,6 +81,16 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
+/// What a block pays to the owner and what not: `others` names those.
+pub(super) fn shares_of(yours: u64, rest: u64, others: &str) -> String {
+    match (yours, rest) {
+        (0, 0) => "nothing to anybody".to_owned(),
+        (0, _) => format!("nothing to you, all of it to {others}"),
+        (_, 0) => "all of it to you".to_owned(),
+        (_, _) => format!("{} to you, {} to {others}", btc(yours), btc(rest)),
+    }
+}
+
 /// "3.12500000 BTC".
 pub(super) fn btc(sats: u64) -> String {
     format!("{}.{:08} BTC", sats / 100_000_000, sats % 100_000_000)
@@ -144,15 +154,23 @@ pub(super) fn pool_name(view: &View, pool: usize) -> &str {
     view.pools.get(pool).map_or("a pool", |pool| &pool.name)
 }
 
-/// "your template, for Home pool".
+/// The same set off from the sentence that it stands in: a pool may be called "mine".
+pub(super) fn quoted(view: &View, pool: usize) -> String {
+    match view.pools.get(pool) {
+        Some(pool) => format!("\u{201c}{}\u{201d}", shown(&pool.name)),
+        None => "a pool".to_owned(),
+    }
+}
+
+/// "your template, for “Home pool”".
 pub(super) fn source(view: &View, source: Source) -> String {
     match source {
         Source::Solo => "your template, for you alone".to_owned(),
         Source::Pool { pool, kind: Kind::Own } => {
-            format!("your template, for {}", shown(pool_name(view, pool)))
+            format!("your template, for {}", quoted(view, pool))
         }
         Source::Pool { pool, kind: Kind::Theirs } => {
-            format!("{}'s template", shown(pool_name(view, pool)))
+            format!("a template of {}", quoted(view, pool))
         }
     }
 }
@@ -166,10 +184,10 @@ pub(super) fn headline(status: &Status) -> String {
     match work.source {
         Source::Solo => "Your devices mine your own template, for you alone.".to_owned(),
         Source::Pool { pool, kind: Kind::Own } => {
-            format!("Your devices mine your own template, for {}.", shown(pool_name(view, pool)))
+            format!("Your devices mine your own template, for {}.", quoted(view, pool))
         }
         Source::Pool { pool, kind: Kind::Theirs } => {
-            let name = shown(pool_name(view, pool));
+            let name = quoted(view, pool);
             format!("Your devices mine a template of {name}, not your own.")
         }
     }
@@ -197,18 +215,35 @@ pub(super) fn meaning(status: &Status) -> &'static str {
             "Your node cannot be built upon at the moment. The pool counts the work as always; your own \
              templates follow when the node is back."
         }
+        Source::Pool { pool, kind: Kind::Theirs }
+            if view.pools.get(pool).is_some_and(|pool| !pool.declares) =>
+        {
+            "No declare_address is set for this pool, so it chooses the transactions."
+        }
         Source::Pool { kind: Kind::Theirs, .. } => {
-            "This pool chooses the transactions: it takes no templates of others, or yours is about to be \
-             declared."
+            "This pool chooses the transactions: it takes no templates of others at the moment, or yours is \
+             about to be declared."
         }
         Source::Solo if view.pools.is_empty() => {
-            "No pool is configured. A block pays you all of its reward; until then there is none."
+            "No pool is configured. A block pays you all of its reward; until then you earn nothing."
+        }
+        Source::Solo if is_owners_limit(view) => {
+            "No pool is out of order: what they ask to be paid is beyond the limit that you set \
+             (reward_to_others_max_percent), so they are not mined for. A block found meanwhile pays you all \
+             of its reward."
         }
         Source::Solo => {
             "No pool can be used at the moment. A block found meanwhile pays you all of its reward. Pools \
              are tried again all the time."
         }
     }
+}
+
+/// Every pool was left for the owner's limit alone.
+fn is_owners_limit(view: &View) -> bool {
+    let by_limit =
+        |pool: &PoolView| pool.last_failure.as_ref().is_some_and(|(_, why)| is_beyond_limit(why));
+    !view.pools.is_empty() && view.pools.iter().all(by_limit)
 }
 
 /// How the node stands, if it cannot be built upon.

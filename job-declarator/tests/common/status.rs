@@ -65,7 +65,8 @@ fn pool(name: &str, state: PoolState) -> PoolView {
         lost: BTreeMap::from([(ShareLoss::Unanswered, 6)]),
         promised: 210,
     };
-    PoolView { name: name.to_owned(), state, last_failure: None, tally }
+    let known = vec![script(3)];
+    PoolView { name: name.to_owned(), state, declares: true, known, last_failure: None, tally }
 }
 
 fn switch(at: u32, from: Source, to: Source, reason: &str, idle_ms: u64) -> Switch {
@@ -142,6 +143,7 @@ pub(crate) fn sample() -> Status {
             height: Some(899_990),
             at: NOW - 5_000,
             finder: "living-room".to_owned(),
+            outputs: vec![(240_000_000, script(3)), (80_000_000, script(2))],
             state: BlockState::Accepted,
         }),
         credit: vec![Comparison {
