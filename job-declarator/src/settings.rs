@@ -137,14 +137,14 @@ pub enum ConfigError {
         why: String,
     },
     /// A key that does not exist.
-    #[error("unknown key {key} in {}{}", path.display(), did_you_mean(nearest))]
+    #[error("unknown key {key} in {}{}", path.display(), hint)]
     UnknownKey {
         /// Dotted.
         key: String,
         /// The file.
         path: PathBuf,
-        /// The key that is spelt most like it.
-        nearest: Option<String>,
+        /// What was meant, as far as can be guessed: the key that is spelt most like it, or where it belongs.
+        hint: String,
     },
     /// A variable that starts with our prefix and means nothing to us.
     #[error("unknown environment variable {name}{}", did_you_mean(nearest))]
@@ -400,8 +400,11 @@ impl Manual {
         };
         let table: Table = toml::from_str(&text).map_err(|error| syntax(&error))?;
         if let Some(key) = self.unknown_key(&table) {
-            let nearest = nearest(&key, self.keys());
-            return Err(ConfigError::UnknownKey { key, path: path.to_owned(), nearest });
+            let hint = match self.unopened(&key, &table) {
+                Some(hint) => hint,
+                None => did_you_mean(&nearest(&key, self.keys())),
+            };
+            return Err(ConfigError::UnknownKey { key, path: path.to_owned(), hint });
         }
         self.check_lists(&table)?;
         // Bounds before types: "70000 must be from 0 to 65535" says more than "invalid value".
@@ -495,6 +498,19 @@ impl Manual {
             }
         }
         None
+    }
+
+    /// For a key that is one of a list of which the file has none: in the example its head is a comment.
+    fn unopened(&self, key: &str, table: &Table) -> Option<String> {
+        let (_, key) = key.split_once('.')?;
+        let is_it = |section: &&Section| {
+            section.listed.is_some()
+                && !table.contains_key(section.name)
+                && section.fields.iter().any(|field| field.key == key)
+        };
+        let section = self.sections.iter().find(is_it)?;
+        let name = section.name;
+        Some(format!("; {key} belongs into [[{name}]]: is its line still commented out?"))
     }
 
     /// What stands once stands once: serde would take a list for a section, its values in order. Lists

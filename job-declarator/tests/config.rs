@@ -161,6 +161,13 @@ fn an_unknown_key_is_refused_with_the_nearest() {
         assert!(said.starts_with(&format!("unknown key {wrong} in ")), "{said}");
         assert!(said.ends_with(&format!("; did you mean {nearest}?")), "{said}");
     }
+    // Of a pool whose own line is still a comment.
+    for key in ["address", "authority_key"] {
+        let said = refusal(&format!("[node]\nkind = \"embedded\"\n#[[pool]]\n{key} = \"x\"\n"));
+        assert!(said.starts_with(&format!("unknown key node.{key} in ")), "{said}");
+        let hint = format!("; {key} belongs into [[pool]]: is its line still commented out?");
+        assert!(said.ends_with(&hint), "{said}");
+    }
     // Also in the second of a list.
     let second = format!("{}[[pool]]\nname = \"b\"\nadress = \"x\"\n", pool("a.example", ""));
     assert!(refusal(&second).contains("unknown key pool.adress"));
