@@ -87,7 +87,10 @@ pub enum KeyError {
     /// No point of the curve has this x.
     #[error("not a public key of secp256k1")]
     Public,
-    /// Not base58, or the checksum differs: mistyped.
+    /// Characters that are none of base58's.
+    #[error("not a key: keys are letters and digits without 0, O, I and l")]
+    Characters,
+    /// The checksum differs: mistyped.
     #[error("a character of it is wrong, missing or too many: its checksum does not fit")]
     Base58,
     /// Of another length, or a key of another kind.
@@ -279,8 +282,12 @@ impl FromStr for AuthorityPublicKey {
 }
 
 fn from_base58check(text: &str) -> Result<Vec<u8>, KeyError> {
+    use bs58::decode::Error::{InvalidCharacter, NonAsciiCharacter};
     let decoded = bs58::decode(text.trim()).with_check(None).into_vec();
-    decoded.map_err(|_| KeyError::Base58)
+    decoded.map_err(|error| {
+        let is_no_base58 = matches!(error, InvalidCharacter { .. } | NonAsciiCharacter { .. });
+        if is_no_base58 { KeyError::Characters } else { KeyError::Base58 }
+    })
 }
 
 /// SIGNATURE_NOISE_MESSAGE: the authority's word for a static key and a span of time. It is looked at
@@ -995,6 +1002,9 @@ mod tests {
 
         let mistyped = text.replace('9', "8");
         assert!(matches!(mistyped.parse::<AuthorityPublicKey>(), Err(KeyError::Base58)));
+        for none in ["pool.example:34254", "9bXiEd8boQVhq7Wdd0", "\u{e4}"] {
+            assert!(matches!(none.parse::<AuthorityPublicKey>(), Err(KeyError::Characters)));
+        }
         let secret = AuthoritySecretKey::from_secret([7; 32]).expect("below the order");
         let again: AuthoritySecretKey = secret.to_text().parse().expect("as written");
         assert_eq!(again.public(), secret.public());

@@ -67,8 +67,26 @@ pub fn check_network(node: &str, found: Network, expected: Network) -> Result<()
     Err(ConfigError::NodeNetwork { node: node.to_owned(), found, expected })
 }
 
-/// How addresses start, in lower case.
-const STARTS: [&str; 8] = ["bc1", "tb1", "bcrt1", "1", "3", "m", "n", "2"];
+/// How addresses of bech32 start, in lower case.
+const STARTS: [&str; 3] = ["bc1", "tb1", "bcrt1"];
+/// How those of base58 do. A word that starts so is only taken for one when it is as long.
+const STARTS_BASE58: [char; 5] = ['1', '3', 'm', 'n', '2'];
+/// The shortest address of base58 has 26 characters; one may have been lost.
+const BASE58_LEN_MIN: usize = 25;
+
+/// Why a text is no address. The library's own words are of encodings, and of base58 also where it is none.
+fn why_no_address(text: &str) -> &'static str {
+    let lower = text.to_ascii_lowercase();
+    let is_bech32 = STARTS.iter().any(|start| lower.starts_with(start));
+    let of_one_case = [&lower, &text.to_ascii_uppercase()].iter().any(|same| same.as_str() == text);
+    if is_bech32 && !of_one_case && lower.parse::<Address<NetworkUnchecked>>().is_ok() {
+        return "it has small and capital letters: write all of them small";
+    }
+    if is_bech32 || (text.starts_with(STARTS_BASE58) && text.len() >= BASE58_LEN_MIN) {
+        return "a character of it is wrong, missing or too many: its checksum does not fit";
+    }
+    "one starts with bc1, 1 or 3, and on test networks with tb1, bcrt1, m, n or 2"
+}
 
 /// What pays to an address. Without a network any will do: to see that it is an address at all.
 ///
@@ -79,13 +97,8 @@ pub fn address_script(
     text: &str,
     network: Option<Network>,
 ) -> Result<ScriptBuf, ConfigError> {
-    // The library's own words are of encodings, and of base58 also where it is none.
     let address: Address<NetworkUnchecked> = text.parse().map_err(|_| {
-        let why = if STARTS.iter().any(|start| text.to_ascii_lowercase().starts_with(start)) {
-            "a character of it is wrong, missing or too many: its checksum does not fit"
-        } else {
-            "one starts with bc1, 1 or 3, and on test networks with tb1, bcrt1, m, n or 2"
-        };
+        let why = why_no_address(text);
         ConfigError::value(key, format!("{text} is not a Bitcoin address: {why}"))
     })?;
     if let Some(network) = network.filter(|network| !address.is_valid_for_network(*network)) {
@@ -104,4 +117,30 @@ fn networks_of(address: &Address<NetworkUnchecked>) -> String {
         [Network::Bitcoin, Network::Testnet, Network::Testnet4, Network::Signet, Network::Regtest];
     let valid = all.into_iter().filter(|network| address.is_valid_for_network(*network));
     valid.map(|network| network.to_string()).collect::<Vec<_>>().join(" or ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_address_is_told_by_what_it_most_likely_is() {
+        let good = "bc1qar0srrr7xfkvy5l643lydnw9re59gtzzwf5mdq";
+        assert!(address_script("a", good, None).is_ok());
+        assert!(address_script("a", &good.to_ascii_uppercase(), None).is_ok());
+        let cases = [
+            (good.replace("rrr7", "RRR7"), "small and capital letters"),
+            (good.replace("rrr7", "RRR8"), "its checksum does not fit"),
+            (good.replace("5mdq", "5md"), "its checksum does not fit"),
+            ("1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN3".to_owned(), "its checksum does not fit"),
+            ("miner".to_owned(), "one starts with"),
+            ("n".repeat(BASE58_LEN_MIN - 1), "one starts with"),
+            ("n".repeat(BASE58_LEN_MIN), "its checksum does not fit"),
+            ("alice.bitaxe".to_owned(), "one starts with"),
+        ];
+        for (text, why) in cases {
+            let said = address_script("a", &text, None).unwrap_err().to_string();
+            assert!(said.contains(why), "{said}");
+        }
+    }
 }
