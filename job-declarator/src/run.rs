@@ -717,7 +717,9 @@ impl Core {
                     self.links.remove(&link);
                 }
                 Effect::Publish(published) => {
-                    self.work.send_replace(Some(published));
+                    if self.work.send_replace(Some(published)).is_none() {
+                        self.say_first();
+                    }
                 }
                 Effect::Note(note) => self.say(&note),
             }
@@ -781,10 +783,20 @@ impl Core {
             Source::Pool { pool, kind } => {
                 let name = self.names.get(pool).map_or("?", String::as_str);
                 match kind {
-                    Kind::Own => format!("{name}, your template"),
-                    Kind::Theirs => format!("{name}, its template"),
+                    Kind::Own => format!("your template for {name}"),
+                    Kind::Theirs => format!("a template of {name}"),
                 }
             }
+        }
+    }
+
+    /// What is mined from the start on.
+    fn say_first(&self) {
+        let Some(work) = self.declarator.view(self.clock.now().mono_ms).work else { return };
+        let what = self.name_of(work.source);
+        match work.height {
+            Some(height) => info!(height, "mining {what}, block {height}"),
+            None => info!("mining {what}"),
         }
     }
 
@@ -794,7 +806,7 @@ impl Core {
             Note::Switched(Switch { from, to, reason, idle_ms, idle_hashes, .. }) => {
                 let (from, to) = (self.name_of(*from), self.name_of(*to));
                 let idle_s = *idle_ms as f64 / 1_000.0;
-                info!(from, to, reason, idle_s, idle_hashes, "devices work for another");
+                info!(from, to, reason, idle_s, idle_hashes, "switched from {from} to {to}");
             }
             Note::PoolFailed { pool, why } => {
                 warn!(pool = name(pool), why, "a pool cannot be used")

@@ -357,7 +357,8 @@ impl<W: Write> Screen<W> {
     fn look(&mut self, shown: &Shown, report: &MinerReport, told: &mut Told) {
         let view = &shown.view;
         for Switch { to, reason, .. } in view.switches.iter().skip(told.switches) {
-            self.event(&format!("now mining {}: {}", in_words(*to), cut(reason, 30)));
+            self.event(&format!("now mining {}:", in_words(*to)));
+            self.say(&format!("          {}", cut(reason, 70)));
         }
         told.switches = view.switches.len();
         let tally = view.pools.first().map(|pool| pool.tally.clone()).unwrap_or_default();
