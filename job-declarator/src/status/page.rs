@@ -189,9 +189,9 @@ fn reward(out: &mut Html, status: &Status) {
         out.text(to.unwrap_or_else(|| format!("script {}", shown(&hex::encode(script)))));
         out.raw("</code>");
         out.raw(match status.whose(script) {
-            Whose::Yours => " <span class=good>you</span>",
-            Whose::Known => " <span class=soft>the pool's, known to you</span>",
-            Whose::Unknown => " <span class=soft>not known to you</span>",
+            Whose::Yours => "<br><span class=\"good small\">you</span>",
+            Whose::Known => "<br><span class=\"soft small\">the pool's, known to you</span>",
+            Whose::Unknown => "<br><span class=\"soft small\">not known to you</span>",
         });
         out.raw("</td>");
         out.number("", format_args!("{:.1} %", words::percent(*sats, work.value_sats)));
