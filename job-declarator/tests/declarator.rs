@@ -158,6 +158,27 @@ fn the_last_try_is_not_put_off_beyond_eight_seconds_and_a_pool_is_never_left_by_
     assert!(!rig.names().contains(&"DeclareMiningJob"), "nor asked at once again");
 }
 
+#[test]
+fn newer_templates_and_other_addresses_do_not_make_a_pool_that_says_stale_start_anew() {
+    let (mut rig, session) = Rig::at_pool();
+    // The first tokens are for one address, and each that follows is for the other of two.
+    let script = |number: u8| if number.is_multiple_of(2) { [0x51] } else { [0x53] };
+    for number in 1..=2 * STALE_TRIES_MAX as u8 {
+        rig.approve(session);
+        rig.give_tokens(session, &script(number));
+        let (channel_id, request_id) = (CHANNEL, rig.asked());
+        rig.tell(Input::Template(template(1, number + 1)));
+        let error_code = Str0255::text("stale-chain-tip");
+        rig.say(ends(session).0, SetCustomMiningJobError { channel_id, request_id, error_code });
+        if rig.notes.contains(&Note::NodeBehind) {
+            assert_eq!(u32::from(number), STALE_TRIES_MAX);
+            return;
+        }
+        rig.wait(STALE_RETRY_MS << (number - 1).min(16));
+    }
+    panic!("still at it");
+}
+
 fn is_away(rig: &mut Rig, pool: usize) {
     let (mining, _) = ends(rig.session(pool));
     rig.tell(Input::LinkDown(mining, "refused".to_owned()));

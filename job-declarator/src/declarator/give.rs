@@ -184,9 +184,9 @@ impl Declarator {
         if before != Some(source) {
             self.say_switch(now, before, source, out);
         }
+        // Also of a newer template: how often a pool called the tip old is about the tip.
         let is_remade = self.shown.as_ref().is_some_and(|shown| {
-            (shown.session, shown.made_of) == (session, made_of)
-                && shown.published.active.tip.is_same_tip(&active.tip)
+            shown.session == session && shown.published.active.tip.is_same_tip(&active.tip)
         });
         let theirs = session.and_then(|id| self.sessions.get(&id));
         let channel = theirs.and_then(|session| session.channel);

@@ -138,7 +138,7 @@ impl Work {
         matches!(self.state, State::Own { wish: Wish::From(_), .. })
     }
 
-    /// It stands in for one of the same template that the pool called stale, and waits as long.
+    /// It stands in for one of the same tip that the pool called stale, and waits as long.
     pub(super) fn takes_the_place_of(&mut self, before: &Self) {
         if let (
             State::Own { wish, stale, .. },
