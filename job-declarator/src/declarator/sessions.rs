@@ -256,6 +256,10 @@ impl Declarator {
         if self.node.template.as_ref().is_some_and(|node| node.prev_hash.hash == tip) {
             self.node.on_our_tip.insert(session.pool);
             self.node.is_not_behind();
+            // Shares wait for its next word.
+            if let Some(newest) = self.works.back_mut() {
+                newest.is_wanted_now();
+            }
         }
     }
 

@@ -188,6 +188,13 @@ impl Work {
         }
     }
 
+    /// There is no reason for a pause any more.
+    pub(super) fn is_wanted_now(&mut self) {
+        if let State::Own { wish: Wish::From(from_ms), .. } = &mut self.state {
+            *from_ms = 0;
+        }
+    }
+
     /// The pool says that its tip is an old one: again in a while, if it was not asked often or long enough.
     pub(super) fn is_stale_to_them(&mut self, now_ms: u64) -> bool {
         let State::Own { wish, stale, .. } = &mut self.state else { return true };
