@@ -1000,6 +1000,29 @@ fn a_pools_word_for_stale_is_good_around_a_change_of_tip_alone() {
 }
 
 #[test]
+fn a_pool_that_calls_all_shares_of_our_tip_stale_is_asked_for_its_own_job() {
+    let (mut rig, session) = Rig::promised();
+    rig.wait(STALE_AFTER_TIP_MS + STALE_BEFORE_TIP_MS);
+    let refuse_all = |rig: &mut Rig, session| {
+        for sequence in 1..=SHARES_REFUSED_IN_A_ROW_MAX {
+            rig.find();
+            rig.refuse(session, sequence, "invalid-job-id");
+        }
+    };
+    refuse_all(&mut rig, session);
+    follows(&mut rig, 0);
+    let theirs = rig.session(0);
+    rig.give_job(theirs, 1);
+    assert_eq!(rig.declarator.view(rig.now_ms).node_away, None, "on our tip itself");
+    let again = rig.make_ready(0, &[0x51]);
+    rig.promise(again, 3);
+    rig.notes.clear();
+    refuse_all(&mut rig, again);
+    assert!(!rig.notes.contains(&Note::NodeBehind), "then it is a refusal");
+    assert!(why(&rig).contains("invalid-job-id"), "{}", why(&rig));
+}
+
+#[test]
 fn a_pool_that_answered_thousands_at_once_owes_the_next_answer_all_the_same() {
     let (mut rig, session) = Rig::promised();
     for _ in 0..1_000 {

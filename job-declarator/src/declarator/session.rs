@@ -37,6 +37,8 @@ const TOKENS: usize = 3;
 pub(super) const STALE_CHAIN_TIP: &str = "stale-chain-tip";
 /// The code of a share whose tip is gone.
 const STALE_SHARE: &str = "stale-share";
+/// How pools call a share of a tip that they have left: some forget its jobs.
+pub(super) const OLD_SHARE: [&str; 2] = [STALE_SHARE, "invalid-job-id"];
 /// What a share is counted under that an acknowledgement passed over, as if that were the pool's code.
 pub(super) const PASSED_OVER: &str = "passed over";
 

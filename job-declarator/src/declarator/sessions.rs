@@ -13,7 +13,7 @@ use proto::target::Target;
 use ruint::aliases::U256;
 
 use super::outputs::{fill, of_coinbase};
-use super::session::{Channel, Failure, Promised, Session};
+use super::session::{Channel, Failure, OLD_SHARE, Promised, Session};
 use super::tally::ShareLoss;
 use super::view::Note;
 use super::{Declarator, Effect, Elsewhere, End, LinkId};
@@ -136,13 +136,7 @@ impl Declarator {
                 return verdict;
             }
             Event::Refused { sequence, code } => {
-                let tip = self.works.back().map(|newest| newest.tip);
-                // Of one that was answered before nothing more is counted.
-                session.saw_tip(tip, now.mono_ms);
-                let verdict = session.refused(sequence, &code, now.mono_ms);
-                let Some(verdict) = verdict else { return Ok(()) };
-                self.pools[session.pool].0.refuse(&code);
-                return verdict;
+                return self.on_share_refused(now, id, sequence, &code);
             }
             // It goes on at the rate that it knows.
             Event::UpdateRefused { .. } => {}
@@ -158,6 +152,28 @@ impl Declarator {
             }
         }
         Ok(())
+    }
+
+    fn on_share_refused(
+        &mut self,
+        now: Now,
+        id: u64,
+        sequence: u32,
+        code: &str,
+    ) -> Result<(), Failure> {
+        let tip = self.works.back().map(|newest| newest.tip);
+        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+        session.saw_tip(tip, now.mono_ms);
+        // Of one that was answered before nothing more is counted.
+        let Some(verdict) = session.refused(sequence, code, now.mono_ms) else { return Ok(()) };
+        let pool = session.pool;
+        // Another way to say that our tip is an old one: its own job will tell.
+        let is_of_tip = session.kind == Kind::Own && OLD_SHARE.contains(&code);
+        if verdict.is_err() && is_of_tip && !self.node.on_our_tip.contains(&pool) {
+            self.node.stale_to.insert(pool);
+        }
+        self.pools[pool].0.refuse(code);
+        verdict
     }
 
     pub(super) fn on_declare(
