@@ -14,6 +14,11 @@ pub fn tip_of(tip: u64) -> PrevHash {
     PrevHash { hash, nbits: 0x1d00_ffff, min_ntime: START_S - 20 }
 }
 
+/// The tip that this is the hash of.
+pub fn number_of(hash: &[u8; 32]) -> u64 {
+    u64::from_le_bytes(*hash.first_chunk().unwrap())
+}
+
 /// The block on a tip; `number` makes it differ from others on the same.
 pub fn template(tip: u64, number: u64) -> Template {
     let height = 900_000 + tip as u32;

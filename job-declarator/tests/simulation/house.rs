@@ -15,11 +15,16 @@ use proto::wire::B032;
 
 use super::pool::{decode, frames};
 
+/// A device may have heard so late of its newest job.
+const LATE_MAX_MS: u64 = 5_000;
+
 pub struct Device {
     server: Server,
     client: Client,
     published: Published,
+    /// What it did before, which a device is late with for some seconds.
     before: Option<Arc<Work>>,
+    published_ms: u64,
     nonce: u64,
 }
 
@@ -47,8 +52,9 @@ impl Device {
         let success = proto::message::SetupConnectionSuccess { used_version: 2, flags: 0 };
         said.clear();
         client.handle(0, success.into(), proto::message::Tlvs::NONE, &mut said).unwrap();
+        let published = published.clone();
         let mut device =
-            Self { server, client, published: published.clone(), before: None, nonce: 0 };
+            Self { server, client, published, before: None, published_ms: now.mono_ms, nonce: 0 };
         device.say(now, &said);
         device
     }
@@ -61,6 +67,7 @@ impl Device {
         }
         if !Arc::ptr_eq(&published.active, &self.published.active) {
             self.before = self.client.work();
+            self.published_ms = now.mono_ms;
             let active = Arc::clone(&published.active);
             self.server.handle(now, Input::Template(active), &mut out).unwrap();
             self.server.handle(now, Input::BurstEnd, &mut out).unwrap();
@@ -77,6 +84,7 @@ impl Device {
             self.server.handle(now, Input::Time, &mut out).unwrap();
             groups.extend(self.take(now, out));
         }
+        let late = late && now.mono_ms < self.published_ms + LATE_MAX_MS;
         let work =
             if late { self.before.clone().or(self.client.work()) } else { self.client.work() };
         let Some(work) = work else { return groups };

@@ -15,8 +15,10 @@ use job_declarator::upstream::{Kind, Source};
 use proto::extranonce::ExtranonceAllocator;
 use proto::message::{FrameHeader, Message, setup_flags};
 use proto::mining::{CreditGroup, CustomRefusal, Now};
+use proto::share::Refusal;
 use proto::target::Difficulty;
 
+use super::calm::Calm;
 use super::chain;
 use super::house::Device;
 use super::pool::{Answer, Health, Pool, decode, frames, script_of};
@@ -79,9 +81,18 @@ enum Event {
     Fault,
     /// Of the fault of this number, if it is still the pool's newest.
     Heal(usize, u64),
+    /// The node of an episode with a spared pool has its last tip.
+    Stuck,
     NodeHeal,
     AllWell,
+    /// All has been well for as long as the preferred pool may take to be back.
+    Back,
 }
+
+/// Of the shares that are found when all has been well, some are to be credited within so long: a batch of ten.
+const CREDITED_WITHIN_MS: u64 = 25_000;
+/// For so long a node is behind, or away, with one good pool.
+const STUCK_MS: u64 = 75_000;
 
 struct Link {
     pool: usize,
@@ -136,7 +147,9 @@ pub struct World {
     sessions: BTreeMap<u64, SessionSeen>,
     limits: Vec<OutputLimit>,
     tip: u64,
-    tip_at_ms: u64,
+    calm: Calm,
+    /// The node has no new tip from early on, and this pool no fault.
+    spared: Option<usize>,
     node: Node,
     node_tip: u64,
     node_given: Option<u64>,
@@ -153,9 +166,10 @@ pub struct World {
     quick: bool,
     /// Waits until everything is well again.
     is_patient: bool,
+    /// Of the preferred pool when it had to be back: acknowledged and promised.
+    back: Option<(u64, u64)>,
     passes: u64,
     told: u64,
-    pub switches: u64,
 }
 
 fn options_for(pools: &[Pool], limits: &[OutputLimit], mode: Mode, seed: u64) -> Options {
@@ -201,8 +215,12 @@ impl World {
         let options = options_for(&pools, &limits, mode, seed);
         let declarator = Declarator::new(options);
         // Most of the time that an episode takes is in waiting for the end.
-        let is_patient = random.one_in(5);
-        let faults_ms = random.between(8_000, 30_000);
+        let is_patient = random.one_in(6);
+        let mut faults_ms = random.between(8_000, 30_000);
+        let spared = random.one_in(24).then(|| random.below(count as u64) as usize);
+        if spared.is_some() {
+            faults_ms += STUCK_MS;
+        }
         let mut world = Self {
             declarator,
             now_ms: 0,
@@ -217,7 +235,8 @@ impl World {
             sessions: BTreeMap::new(),
             limits,
             tip: 1,
-            tip_at_ms: 0,
+            calm: Calm::new(count),
+            spared,
             node: Node::Good,
             node_tip: 1,
             node_given: None,
@@ -229,21 +248,32 @@ impl World {
             shares: 0,
             credited: vec![0; count],
             well_ms: None,
-            ends_ms: faults_ms + if is_patient { BACK_WITHIN_MS } else { 0 },
+            ends_ms: faults_ms + if is_patient { BACK_WITHIN_MS + CREDITED_WITHIN_MS } else { 0 },
             is_patient,
+            back: None,
             pools,
             passes: 0,
             told: 0,
-            switches: 0,
         };
         world.begin(faults_ms);
         world
     }
 
     fn begin(&mut self, faults_ms: u64) {
-        if self.random.one_in(5) {
+        if self.random.one_in(5) && self.spared.is_none() {
             self.node = Node::Fails;
+            self.calm.node_ails();
             self.after(20_000, Event::NodeHeal);
+        }
+        if let Some(spared) = self.spared {
+            let at_ms = self.random.between(2_000, 15_000);
+            self.after(at_ms, Event::Stuck);
+            for pool in (0..self.pools.len()).filter(|pool| *pool != spared) {
+                if self.random.one_in(2) {
+                    self.pools[pool].health = Health::Away;
+                    self.calm.pool_ails(pool);
+                }
+            }
         }
         for (ms, event) in [
             (0, Event::NodeWord),
@@ -254,6 +284,7 @@ impl World {
             (3_000, Event::Refresh),
             (5_000, Event::Block),
             (faults_ms, Event::AllWell),
+            (faults_ms + BACK_WITHIN_MS, Event::Back),
         ] {
             self.after(ms, event);
         }
@@ -348,7 +379,8 @@ impl World {
                 }
             }
             Event::Refresh => {
-                let pause = self.random.between(2_000, 20_000);
+                let most = if self.spared.is_some() { 8_000 } else { 20_000 };
+                let pause = self.random.between(2_000, most);
                 self.after(pause, Event::Refresh);
                 if matches!(self.node, Node::Good | Node::Behind) {
                     for _ in 0..self.random.between(1, 3) {
@@ -366,18 +398,38 @@ impl World {
             Event::Fault => self.on_fault(),
             Event::Heal(pool, fault) if self.faults[pool] == fault => self.heal(pool),
             Event::Heal(..) => {}
+            Event::Stuck => self.on_stuck(),
             Event::NodeHeal => self.heal_node(),
-            Event::AllWell => {
-                self.well_ms = Some(self.now_ms);
-                for pool in 0..self.pools.len() {
-                    self.heal(pool);
-                }
-                self.heal_node();
-                if self.devices.is_empty() {
-                    self.arrive();
-                }
-            }
+            Event::AllWell => self.on_all_well(),
+            Event::Back => self.on_back(),
         }
+    }
+
+    fn on_all_well(&mut self) {
+        self.well_ms = Some(self.now_ms);
+        for pool in 0..self.pools.len() {
+            self.heal(pool);
+        }
+        self.heal_node();
+        if self.devices.is_empty() {
+            self.arrive();
+        }
+    }
+
+    fn on_back(&mut self) {
+        assert_eq!(self.declarator.using(), self.best(), "back with the preferred pool");
+        let tally = &self.declarator.view(self.now_ms).pools[0].tally;
+        self.back = Some((tally.acknowledged, tally.promised));
+    }
+
+    fn on_stuck(&mut self) {
+        self.calm.node_ails();
+        self.node = match self.random.below(6) {
+            0 => Node::Fails,
+            1 => Node::Stalls,
+            _ => Node::Behind,
+        };
+        self.log(|| format!("node: {:?} from now on", self.node));
     }
 
     fn give_template(&mut self) {
@@ -394,19 +446,23 @@ impl World {
     fn heal_node(&mut self) {
         self.log(|| "node is well".to_owned());
         self.node = Node::Good;
+        self.calm.node_is_well(self.now_ms);
         self.node_tip = self.tip;
         self.give_template();
     }
 
     fn heal(&mut self, pool: usize) {
         let was = std::mem::replace(&mut self.pools[pool].health, Health::Good);
-        self.slow_ms[pool] = 0;
+        let was_slow = std::mem::take(&mut self.slow_ms[pool]) > 0;
+        if was != Health::Good || was_slow {
+            self.calm.pool_is_well(pool, self.now_ms);
+        }
         if was != Health::Good {
             self.log(|| format!("pool {pool} is well"));
             self.pools[pool].bad_at_ms = self.now_ms;
         }
-        // What was swallowed is lost: the host that came back knows no such connection.
-        if matches!(was, Health::BlackHole { .. } | Health::Stingy) {
+        // What was swallowed is lost: the host that came back knows no such connection, nor what it said meanwhile.
+        if matches!(was, Health::BlackHole { .. } | Health::Stingy | Health::Greedy) {
             self.cut(pool);
         }
     }
@@ -431,7 +487,7 @@ impl World {
         };
         self.after(pause, Event::Block);
         self.tip += 1;
-        self.tip_at_ms = self.now_ms;
+        self.calm.chain_moved(self.now_ms);
         self.log(|| format!("tip {}", self.tip));
         for pool in 0..self.pools.len() {
             let delay = self.random.between(0, 700);
@@ -467,7 +523,12 @@ impl World {
     }
 
     fn on_found(&mut self) {
-        let pause = if self.well_ms.is_some() { 4_000 } else { self.random.between(50, 2_500) };
+        let pause = match (self.well_ms, self.back, self.spared) {
+            (_, Some(_), _) => 500,
+            (Some(_), None, _) => 4_000,
+            (None, None, Some(_)) => self.random.between(500, 3_000),
+            (None, None, None) => self.random.between(50, 2_500),
+        };
         self.after(pause, Event::Share);
         if self.devices.is_empty() {
             return;
@@ -497,6 +558,9 @@ impl World {
         let pause = self.random.between(500, 12_000);
         self.after(pause, Event::Fault);
         let pool = self.random.below(self.pools.len() as u64) as usize;
+        if self.spared == Some(pool) {
+            return;
+        }
         // A black hole that shows takes its time.
         if matches!(self.pools[pool].health, Health::BlackHole { .. }) && !self.random.one_in(6) {
             return;
@@ -524,6 +588,7 @@ impl World {
             17 => {
                 self.log(|| format!("pool {pool} is slow"));
                 self.slow_ms[pool] = SLOW_MS;
+                self.calm.pool_ails(pool);
                 return self.after(lasts, Event::Heal(pool, self.faults[pool]));
             }
             18 => {
@@ -535,6 +600,7 @@ impl World {
             }
             _ => {
                 self.log(|| format!("pool {pool} dies"));
+                self.calm.pool_is_well(pool, self.now_ms);
                 return self.cut(pool);
             }
         };
@@ -548,10 +614,15 @@ impl World {
         self.log(|| format!("pool {pool}: {health:?} for {lasts}"));
         self.pools[pool].health = health;
         self.pools[pool].bad_at_ms = self.now_ms;
+        self.calm.pool_ails(pool);
         self.after(lasts, Event::Heal(pool, self.faults[pool]));
     }
 
     fn on_node_fault(&mut self) {
+        if self.spared.is_some() {
+            return;
+        }
+        self.calm.node_ails();
         self.node = match self.random.below(3) {
             0 => Node::Fails,
             1 => Node::Stalls,
@@ -769,9 +840,6 @@ impl World {
                 }
             }
             Effect::Note(note) => {
-                if matches!(note, job_declarator::declarator::Note::Switched(_)) {
-                    self.switches += 1;
-                }
                 self.log(|| format!("{note:?}"));
             }
         }
@@ -812,8 +880,9 @@ impl World {
         assert!(is_within, "beyond the owner's limit: {outputs:?}");
     }
 
-    fn check_tally(&self) {
+    fn check_tally(&mut self) {
         let view = self.declarator.view(self.now_ms);
+        self.calm.see_tally(&view, self.now_ms);
         if self.node_given.is_some() {
             let source = view.work.as_ref().map(|work| work.source);
             assert_eq!(source, Some(view.using), "work of whom it is for");
@@ -852,8 +921,21 @@ impl World {
                 assert_eq!(tip, chain::tip_of(of.tip).hash, "work on the pool's tip");
             }
         }
+        self.calm.see_source(using, self.now_ms);
+        if let Some(published) = &self.published {
+            let health = match using {
+                Source::Pool { pool, .. } => self.pools[pool].health,
+                Source::Solo => Health::Good,
+            };
+            let is_silent = matches!(health, Health::BlackHole { .. });
+            let tip = chain::number_of(&published.active.tip.hash);
+            self.calm.see_tip(tip, is_silent, self.now_ms);
+        }
         for pool in &self.pools {
-            assert!(pool.wronged.is_empty(), "pool {}: good shares, {:?}", pool.at, pool.wronged);
+            // Of a tip that our node alone has still, a pool may have forgotten the jobs.
+            let is_wrong = |one: &Refusal| *one != Refusal::InvalidJobId || self.spared.is_none();
+            let wronged = pool.wronged.iter().any(is_wrong);
+            assert!(!wronged, "pool {}: good shares, {:?}", pool.at, pool.wronged);
         }
         self.check_sessions(using);
     }
@@ -885,14 +967,21 @@ impl World {
         }
     }
 
-    fn check_the_end(&self) {
+    fn best(&self) -> Source {
+        let kind = if self.pools[0].declares { Kind::Own } else { Kind::Theirs };
+        Source::Pool { pool: 0, kind }
+    }
+
+    fn check_the_end(&mut self) {
         self.check_tally();
-        let best = Source::Pool {
-            pool: 0,
-            kind: if self.pools[0].declares { Kind::Own } else { Kind::Theirs },
-        };
         if self.is_patient {
-            assert_eq!(self.declarator.using(), best, "back with the preferred pool");
+            assert_eq!(self.declarator.using(), self.best(), "with the preferred pool");
+            let view = self.declarator.view(self.now_ms);
+            let tally = &view.pools[0].tally;
+            let (acknowledged, promised) = self.back.expect("all has been well for long enough");
+            assert!(tally.acknowledged > acknowledged, "and it credits shares: {tally:?}");
+            let is_promised = promised > 0 || !self.pools[0].declares;
+            assert!(is_promised, "of the owner's own jobs: {tally:?}");
         }
         let open = self.links.values().filter(|link| !link.hung).count();
         assert!(open <= 2 * self.pools.len() + 2 * SESSIONS_LINGERING_MAX, "{open} links");
