@@ -56,7 +56,11 @@ async fn the_page_says_whose_template_is_mined_by_whom_and_what_was_refused() {
 
     let mut status = Value::Null;
     let until_shown = async {
-        while status["devices"][0]["name"].is_null() || status["credit"][0].is_null() {
+        // A newer template may be on its way to its promise just then.
+        while status["devices"][0]["name"].is_null()
+            || status["credit"][0].is_null()
+            || status["work"]["is_promised"] != true
+        {
             sleep(Duration::from_millis(50)).await;
             status = json(at, "/api/v1/status").await;
         }
