@@ -215,25 +215,24 @@ impl BlocksHandle {
         are_settled
     }
 
-    /// What a disk is asked, on a thread that may wait for it. One that hangs is given up, and asked no more than
-    /// so often until it comes back.
+    /// What a disk is asked, on a thread that may wait for it, when its turn comes. One that hangs is given up, and
+    /// holds no more threads than there are turns.
     async fn ask_disk<T: Send + 'static>(
         &self,
         ask: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        let Ok(turn) = Arc::clone(&self.disk).try_acquire_owned() else {
-            return Err(io::Error::other("the disk does not answer"));
+        let asked = async {
+            let turn = Arc::clone(&self.disk).acquire_owned().await.map_err(io::Error::other)?;
+            let asked = tokio::task::spawn_blocking(move || {
+                let answer = ask();
+                drop(turn);
+                answer
+            });
+            asked.await.map_err(io::Error::other)?
         };
-        let asked = tokio::task::spawn_blocking(move || {
-            let answer = ask();
-            drop(turn);
-            answer
-        });
-        match timeout(BLOCK_WRITE_MAX, asked).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => Err(io::Error::other(error)),
-            Err(_) => Err(io::ErrorKind::TimedOut.into()),
-        }
+        timeout(BLOCK_WRITE_MAX, asked)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// `true` once the node has answered.
@@ -291,4 +290,32 @@ fn settle(dir: &Path, file: &Path) -> io::Result<()> {
         fs::remove_file(old)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn however_many_blocks_come_at_once_each_has_its_turn_at_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let handle = BlocksHandle {
+            dir: folder.path().into(),
+            disk: Arc::new(Semaphore::new(BLOCK_DISK_ASKED_MAX)),
+            news: Arc::default(),
+            unwritten: mpsc::channel(1).0,
+            seen: watch::Sender::new(None),
+        };
+        let mut asked = tokio::task::JoinSet::new();
+        for at in 0..8 * BLOCK_DISK_ASKED_MAX {
+            let handle = handle.clone();
+            asked.spawn(async move {
+                let dir = Arc::clone(&handle.dir);
+                handle.ask_disk(move || write_durably(&dir, &format!("{at}.block"), b"x")).await
+            });
+        }
+        for written in asked.join_all().await {
+            assert!(written.is_ok(), "{written:?}");
+        }
+    }
 }
