@@ -6,6 +6,9 @@
 //! (fees and signature operations of single transactions) stays unimplemented. Cap'n Proto's objects stay
 //! on a thread of their own.
 
+#[path = "../../../job-declarator/tests/common/ipc_server.rs"]
+mod ipc_server;
+
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::Path;
 use std::rc::Rc;
@@ -16,22 +19,17 @@ use anyhow::{Context, Result};
 use bitcoin::hashes::Hash;
 use bitcoin::{Block, TxOut};
 use bitcoin_capnp_types::capnp::Error;
-use bitcoin_capnp_types::capnp::message::ReaderOptions;
-use bitcoin_capnp_types::capnp_rpc::rpc_twoparty_capnp::Side;
-use bitcoin_capnp_types::capnp_rpc::twoparty::VatNetwork;
-use bitcoin_capnp_types::capnp_rpc::{RpcSystem, new_client};
-use bitcoin_capnp_types::init_capnp::init;
+use bitcoin_capnp_types::capnp_rpc::new_client;
 use bitcoin_capnp_types::mining_capnp::{block_template, mining};
-use bitcoin_capnp_types::proxy_capnp::{context, thread, thread_map};
 use job_declarator::node::{Checked, Node, NodeError, NodeTemplate, Submitted};
 use proto::message::SubmitSolution;
 use proto::wire::B064K;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{Instant, sleep_until};
-use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
+use self::ipc_server::{connection, needs_thread};
 use super::provider::solved;
 use super::{Door, Event, Inner, anybodys_job};
 
@@ -77,67 +75,14 @@ async fn accept(listener: StdListener, inner: Arc<Inner>) -> Result<()> {
     loop {
         let place = Arc::clone(&places).acquire_owned().await?;
         let (stream, _) = listener.accept().await?;
-        let connection = connection(stream, Arc::clone(&inner));
+        let inner = Arc::clone(&inner);
+        let connection = connection(stream, move || Ok(new_client(Mining(Arc::clone(&inner)))));
         spawn_local(async move {
             // A client that is gone has nobody left to tell.
             let _ = connection.await;
             drop(place);
         });
     }
-}
-
-fn connection(stream: UnixStream, inner: Arc<Inner>) -> RpcSystem<Side> {
-    let (reader, writer) = stream.into_split();
-    let options = ReaderOptions::new();
-    let network = VatNetwork::new(reader.compat(), writer.compat_write(), Side::Server, options);
-    let init: init::Client = new_client(Init(inner));
-    RpcSystem::new(Box::new(network), Some(init.client))
-}
-
-struct Init(Arc<Inner>);
-
-impl init::Server for Init {
-    async fn construct(
-        self: Rc<Self>,
-        _: init::ConstructParams,
-        mut results: init::ConstructResults,
-    ) -> Result<(), Error> {
-        results.get().set_thread_map(new_client(ThreadMap));
-        Ok(())
-    }
-
-    async fn make_mining(
-        self: Rc<Self>,
-        params: init::MakeMiningParams,
-        mut results: init::MakeMiningResults,
-    ) -> Result<(), Error> {
-        needs_thread(params.get()?.get_context()?)?;
-        results.get().set_result(new_client(Mining(Arc::clone(&self.0))));
-        Ok(())
-    }
-}
-
-struct ThreadMap;
-
-impl thread_map::Server for ThreadMap {
-    async fn make_thread(
-        self: Rc<Self>,
-        _: thread_map::MakeThreadParams,
-        mut results: thread_map::MakeThreadResults,
-    ) -> Result<(), Error> {
-        results.get().set_result(new_client(Thread));
-        Ok(())
-    }
-}
-
-struct Thread;
-
-impl thread::Server for Thread {}
-
-/// In Core's words; which thread it is makes no difference here.
-fn needs_thread(context: context::Reader<'_>) -> Result<(), Error> {
-    let wrong = || Error::failed("std::exception: invalid thread handle".to_owned());
-    context.has_thread().then_some(()).ok_or_else(wrong)
 }
 
 fn fault(error: impl std::fmt::Display) -> Error {

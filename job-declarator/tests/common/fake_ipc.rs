@@ -3,6 +3,9 @@
 
 #![allow(unreachable_pub)] // a test's module
 
+#[path = "ipc_server.rs"]
+mod ipc_server;
+
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,16 +13,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use bitcoin_capnp_types::capnp::Error;
-use bitcoin_capnp_types::capnp_rpc::rpc_twoparty_capnp::Side;
-use bitcoin_capnp_types::capnp_rpc::twoparty::VatNetwork;
-use bitcoin_capnp_types::capnp_rpc::{RpcSystem, new_client};
-use bitcoin_capnp_types::init_capnp::init;
+use bitcoin_capnp_types::capnp_rpc::new_client;
 use bitcoin_capnp_types::mining_capnp::mining;
-use bitcoin_capnp_types::proxy_capnp::{thread, thread_map};
 use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{LocalSet, spawn_local};
-use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+
+use ipc_server::{connection, needs_thread};
 
 /// What Core says of a block.
 #[derive(Debug, Clone, Copy)]
@@ -136,62 +136,12 @@ async fn serve(listener: std::os::unix::net::UnixListener, state: Arc<State>) {
     let listener = UnixListener::from_std(listener).unwrap();
     while let Ok((stream, _)) = listener.accept().await {
         state.connections.fetch_add(1, Ordering::SeqCst);
-        let (reader, writer) = stream.into_split();
-        let options = bitcoin_capnp_types::capnp::message::ReaderOptions::new();
-        let network =
-            VatNetwork::new(reader.compat(), writer.compat_write(), Side::Server, options);
-        let init: init::Client = new_client(Init(Arc::clone(&state)));
-        spawn_local(RpcSystem::new(Box::new(network), Some(init.client)));
+        let state = Arc::clone(&state);
+        spawn_local(connection(stream, move || match state.version {
+            Version::V31 => Ok(new_client(Mining(Arc::clone(&state)))),
+            Version::V30 => Err(Error::unimplemented("methodId = 3".to_owned())),
+        }));
     }
-}
-
-struct Init(Arc<State>);
-
-impl init::Server for Init {
-    async fn construct(
-        self: Rc<Self>,
-        _: init::ConstructParams,
-        mut results: init::ConstructResults,
-    ) -> Result<(), Error> {
-        results.get().set_thread_map(new_client(ThreadMap));
-        Ok(())
-    }
-
-    async fn make_mining(
-        self: Rc<Self>,
-        params: init::MakeMiningParams,
-        mut results: init::MakeMiningResults,
-    ) -> Result<(), Error> {
-        if self.0.version == Version::V30 {
-            return Err(Error::unimplemented("methodId = 3".to_owned()));
-        }
-        needs_thread(params.get()?.get_context()?.has_thread())?;
-        results.get().set_result(new_client(Mining(Arc::clone(&self.0))));
-        Ok(())
-    }
-}
-
-struct ThreadMap;
-
-impl thread_map::Server for ThreadMap {
-    async fn make_thread(
-        self: Rc<Self>,
-        _: thread_map::MakeThreadParams,
-        mut results: thread_map::MakeThreadResults,
-    ) -> Result<(), Error> {
-        results.get().set_result(new_client(Thread));
-        Ok(())
-    }
-}
-
-struct Thread;
-
-impl thread::Server for Thread {}
-
-/// In Core's words.
-fn needs_thread(has_thread: bool) -> Result<(), Error> {
-    let wrong = || Error::failed("std::exception: invalid thread handle".to_owned());
-    has_thread.then_some(()).ok_or_else(wrong)
 }
 
 struct Mining(Arc<State>);
@@ -204,7 +154,7 @@ impl mining::Server for Mining {
     ) -> Result<(), Error> {
         let state = &self.0;
         let params = params.get()?;
-        needs_thread(params.get_context()?.has_thread())?;
+        needs_thread(params.get_context()?)?;
         let options = params.get_options()?;
         let asked = Asked {
             block: params.get_block()?.to_vec(),
