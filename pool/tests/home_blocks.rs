@@ -222,6 +222,16 @@ async fn solo(node: &Arc<NodeWay>, data_dir: PathBuf) -> Home {
     home
 }
 
+/// A device's block is in the chain and accepted; its hash.
+async fn finds_a_block(home: &Home, chain: &EmbeddedChain) -> [u8; 32] {
+    let mut device = Session::open(home.running.sv2, EXTENDED, "bitaxe").await.unwrap();
+    let (share, hash) = ground_block(&mut device);
+    submit(&mut device, &share).await;
+    until_tip(chain, hash).await;
+    until_state(home, BlockState::Accepted).await;
+    hash
+}
+
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| path.is_file()).collect()
@@ -233,11 +243,7 @@ async fn a_solo_block_pays_the_owner_and_nobody_else() {
     let chain = chain(RARE_BLOCKS);
     let node = NodeWay::new(Arc::clone(&chain) as _);
     let home = solo(&node, folder.path().join("data")).await;
-    let mut device = Session::open(home.running.sv2, EXTENDED, "bitaxe").await.unwrap();
-    let (share, hash) = ground_block(&mut device);
-    submit(&mut device, &share).await;
-    until_tip(&chain, hash).await;
-    until_state(&home, BlockState::Accepted).await;
+    let hash = finds_a_block(&home, &chain).await;
     let seen = home.running.blocks.newest().borrow().clone().unwrap();
     assert_eq!((seen.hash, seen.height, &*seen.finder), (hash, Some(121), "bitaxe"));
     let bytes = node.offered.lock().unwrap().pop().unwrap();
@@ -310,11 +316,7 @@ async fn what_is_no_block_in_the_folder_holds_up_none_that_is_one() {
     let chain = chain(RARE_BLOCKS);
     let node = NodeWay::new(Arc::clone(&chain) as _);
     let home = solo(&node, data_dir.clone()).await;
-    let mut device = Session::open(home.running.sv2, EXTENDED, "bitaxe").await.unwrap();
-    let (share, hash) = ground_block(&mut device);
-    submit(&mut device, &share).await;
-    until_tip(&chain, hash).await;
-    until_state(&home, BlockState::Accepted).await;
+    finds_a_block(&home, &chain).await;
     home.running.stop().await;
 }
 
@@ -329,11 +331,7 @@ async fn a_disk_that_hangs_on_an_old_block_holds_up_no_new_one() {
     let chain = chain(RARE_BLOCKS);
     let node = NodeWay::new(Arc::clone(&chain) as _);
     let home = solo(&node, data_dir.clone()).await;
-    let mut device = Session::open(home.running.sv2, EXTENDED, "bitaxe").await.unwrap();
-    let (share, hash) = ground_block(&mut device);
-    submit(&mut device, &share).await;
-    until_tip(&chain, hash).await;
-    until_state(&home, BlockState::Accepted).await;
+    finds_a_block(&home, &chain).await;
     timeout(PATIENCE, home.running.stop()).await.expect("it waits for the disk");
     // Lets the threads of this test go that wait.
     drop(std::fs::File::options().read(true).write(true).open(&hangs).unwrap());
