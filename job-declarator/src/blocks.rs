@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bitcoin::BlockHash;
 use bitcoin::hashes::Hash;
@@ -268,6 +269,11 @@ impl BlocksHandle {
 
 /// Blocks without an answer, the oldest first.
 fn unsettled(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    Ok(files(dir)?.into_iter().map(|(_, file)| file).collect())
+}
+
+/// Blocks in a folder, each with the time that it was written, the oldest first.
+fn files(dir: &Path) -> io::Result<Vec<(SystemTime, PathBuf)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -276,7 +282,7 @@ fn unsettled(dir: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     files.sort();
-    Ok(files.into_iter().map(|(_, file)| file).collect())
+    Ok(files)
 }
 
 /// Out of the way, and of those that are the oldest let go.

@@ -3,8 +3,9 @@
 //! person types.
 //!
 //! What is said goes to stderr by threads of its own: whoever reads it may be gone, full or asleep, and none of
-//! that may reach what mines. Exit codes: 0 done, 1 failed, 2 wrong usage (clap's own), 78 bad configuration (EX_CONFIG), so that
-//! a supervisor can tell what a restart will not mend. Must never print a secret or a backtrace.
+//! that may reach what mines. Exit codes: 0 done, 1 failed, 2 wrong usage (clap's own), 78 bad configuration
+//! (EX_CONFIG), so that a supervisor can tell what a restart will not mend. Must never print a secret or a
+//! backtrace.
 
 use std::io::{IsTerminal, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};

@@ -2,21 +2,24 @@
 //! `blocks.rs`; offers nothing and changes nothing.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use bitcoin::block::Header;
 use bitcoin::consensus::encode::deserialize_partial;
 use bitcoin::hashes::Hash;
 use bitcoin::{BlockHash, Transaction, VarInt};
 
-use super::{BLOCK, BlockSeen, BlockState};
+use super::{BlockSeen, BlockState, files};
 
 /// The newest file in the folder of found blocks, answered by the node or not.
 pub(super) fn newest(dir: &Path) -> Option<BlockSeen> {
-    let settled = files(&dir.join("settled")).map(|file| (file, BlockState::Answered));
-    let waiting = files(dir).map(|file| (file, BlockState::OnItsWay));
-    let ((found, file), state) = settled.chain(waiting).max_by_key(|((found, _), _)| *found)?;
+    // A folder that cannot be read has none.
+    let newest_in = |dir: &Path| files(dir).ok()?.pop();
+    let settled = newest_in(&dir.join("settled")).map(|file| (file, BlockState::Answered));
+    let waiting = newest_in(dir).map(|file| (file, BlockState::OnItsWay));
+    let both = settled.into_iter().chain(waiting);
+    let ((found, file), state) = both.max_by_key(|((found, _), _)| *found)?;
     let name = file.file_stem()?.to_str()?;
     let (height, hash) = name.split_once('-')?;
     let hash: BlockHash = hash.parse().ok()?;
@@ -28,18 +31,6 @@ pub(super) fn newest(dir: &Path) -> Option<BlockSeen> {
         finder: String::new(),
         outputs: fs::read(&file).ok().and_then(|block| paid_by(&block)).unwrap_or_default(),
         state,
-    })
-}
-
-/// Blocks in a folder, each with the time that it was written. One that cannot be read has none.
-fn files(dir: &Path) -> impl Iterator<Item = (SystemTime, PathBuf)> + use<> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter_map(|entry| {
-        let path = entry.path();
-        let is_block = path.extension().is_some_and(|extension| extension == BLOCK);
-        is_block
-            .then(|| entry.metadata().and_then(|data| data.modified()).ok())?
-            .map(|at| (at, path))
     })
 }
 
