@@ -26,9 +26,7 @@ use proto::mining::server::FoundBlock;
 use proto::mining::{CreditGroup, Now};
 use proto::target::Difficulty;
 
-pub use self::outputs::{
-    BadOutputs, Known, OutputLimit, WHOLE_REWARD, fill, is_beyond_limit, of_suffix,
-};
+pub use self::outputs::{BadOutputs, Known, OutputLimit, WHOLE_REWARD, fill, of_suffix};
 pub use self::session::Failure;
 pub use self::tally::{PoolTally, ShareLoss, Tally};
 pub use self::view::{Note, PoolState, PoolView, Switch, View, WorkView};
@@ -182,7 +180,7 @@ pub struct Declarator {
     shown: Option<Shown>,
     fleet: f64,
     tally: Tally,
-    pools: Vec<(PoolTally, Option<(u32, String)>)>,
+    pools: Vec<(PoolTally, Option<(u32, Failure)>)>,
     switches: VecDeque<Switch>,
     /// Of the switch that is about to happen: why, and since when work may have been for nobody.
     leaving: Option<(String, u64)>,

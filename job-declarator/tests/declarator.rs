@@ -257,6 +257,7 @@ fn outputs_beyond_the_owners_limit_end_the_session_by_name() {
     let session = rig.make_ready(0, &[0x99]);
     assert!(rig.hung.contains(&ends(session).0) && rig.hung.contains(&ends(session).1));
     let view = rig.declarator.view(rig.now_ms);
+    assert!(view.pools[0].is_beyond_limit);
     let (_, why) = view.pools[0].last_failure.clone().unwrap();
     assert!(why.contains("100 %") && why.contains("reward_to_others_max_percent"), "{why}");
     assert!(matches!(view.pools[0].state, PoolState::Waiting { .. }));

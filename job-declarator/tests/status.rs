@@ -226,10 +226,12 @@ fn why_it_is_not_the_own_template_or_no_pool_is_said_as_it_is() {
     let limit = BadOutputs::BeyondLimit { hundredths: 9_750, to: "bc1q".to_owned(), limit: 0 };
     for pool in &mut limited.view.pools {
         pool.last_failure = Some((NOW, limit.to_string()));
+        pool.is_beyond_limit = true;
     }
     let said = "No pool is out of order: what they ask to be paid is beyond the limit that you set";
     says(&limited, &[said, "it wants 97.5 % of the reward beyond what you allow"]);
     limited.view.pools[1].last_failure = Some((NOW, "connection refused".to_owned()));
+    limited.view.pools[1].is_beyond_limit = false;
     says(&limited, &["No pool can be used at the moment."]);
 }
 

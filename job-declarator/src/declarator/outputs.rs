@@ -62,7 +62,7 @@ pub enum BadOutputs {
         /// The block's reward.
         value: u64,
     },
-    /// Beyond the owner's limit. The first words are this one's alone, see `is_beyond_limit`.
+    /// Beyond the owner's limit.
     #[error(
         "it wants {} % of the reward beyond what you allow, most of it for {to}; your limit is {limit} % \
          (reward_to_others_max_percent)",
@@ -76,12 +76,6 @@ pub enum BadOutputs {
         /// The owner's.
         limit: u8,
     },
-}
-
-/// Whether a pool failed, in these words, for nothing but the owner's limit.
-#[must_use]
-pub fn is_beyond_limit(why: &str) -> bool {
-    why.starts_with("it wants ")
 }
 
 /// "97.5" of 9,750 hundredths.
@@ -352,7 +346,6 @@ mod tests {
             "it wants 97.5 % of the reward beyond what you allow, most of it for \
              bc1qqyqszqgpqyqszqgpqyqszqgpqyqszqgpyfl4f3; your limit is 0 % (reward_to_others_max_percent)"
         );
-        assert!(is_beyond_limit(&said) && !is_beyond_limit("it refuses the connection: it wants "));
         let percents = [1, 10, 600, 10_000].map(percent);
         assert_eq!(percents, ["0.01", "0.1", "6", "100"]);
     }

@@ -327,7 +327,7 @@ impl Declarator {
             return;
         }
         let why = failure.to_string();
-        self.pools[pool].1 = Some((now.unix_s, why.clone()));
+        self.pools[pool].1 = Some((now.unix_s, failure.clone()));
         if failure == Failure::Reconnect {
             self.upstream.is_asked_back(pool, kind, credited, now.mono_ms);
         } else {

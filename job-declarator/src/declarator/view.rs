@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 
 use super::Declarator;
+use super::outputs::BadOutputs;
+use super::session::Failure;
 use super::shares::Work;
 use super::tally::{PoolTally, Tally};
 use crate::upstream::{Kind, Source};
@@ -97,6 +99,8 @@ pub struct PoolView {
     pub known: Vec<Vec<u8>>,
     /// Its last failure, and when, unix seconds.
     pub last_failure: Option<(u32, String)>,
+    /// That was for the owner's own limit.
+    pub is_beyond_limit: bool,
     /// What became of shares.
     pub tally: PoolTally,
 }
@@ -153,7 +157,10 @@ impl Declarator {
             state: self.pool_state(at, now_ms),
             declares: options.declare_address.is_some(),
             known: options.limit.known.iter().map(|known| known.script.clone()).collect(),
-            last_failure: last_failure.clone(),
+            last_failure: last_failure.as_ref().map(|(at, failure)| (*at, failure.to_string())),
+            is_beyond_limit: last_failure.as_ref().is_some_and(|(_, failure)| {
+                matches!(failure, Failure::Outputs(BadOutputs::BeyondLimit { .. }))
+            }),
             tally: tally.clone(),
         });
         let is_promised = self.works.back().is_none_or(Work::is_promised);

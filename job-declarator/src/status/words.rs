@@ -2,7 +2,7 @@
 
 use bitcoin::{Address, Network, Script};
 
-use crate::declarator::{PoolState, PoolView, View, is_beyond_limit};
+use crate::declarator::{PoolState, View};
 use crate::limits::{SHOWN_REASON_MAX, SHOWN_TEXT_MAX};
 use crate::rate::HashRate;
 use crate::status::Status;
@@ -241,9 +241,7 @@ pub(super) fn meaning(status: &Status) -> &'static str {
 
 /// Every pool was left for the owner's limit alone.
 fn is_owners_limit(view: &View) -> bool {
-    let by_limit =
-        |pool: &PoolView| pool.last_failure.as_ref().is_some_and(|(_, why)| is_beyond_limit(why));
-    !view.pools.is_empty() && view.pools.iter().all(by_limit)
+    !view.pools.is_empty() && view.pools.iter().all(|pool| pool.is_beyond_limit)
 }
 
 /// How the node stands, if it cannot be built upon.

@@ -66,7 +66,15 @@ fn pool(name: &str, state: PoolState) -> PoolView {
         promised: 210,
     };
     let known = vec![script(3)];
-    PoolView { name: name.to_owned(), state, declares: true, known, last_failure: None, tally }
+    PoolView {
+        name: name.to_owned(),
+        state,
+        declares: true,
+        known,
+        last_failure: None,
+        is_beyond_limit: false,
+        tally,
+    }
 }
 
 fn switch(at: u32, from: Source, to: Source, reason: &str, idle_ms: u64) -> Switch {
