@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use bitcoin::hashes::Hash;
 use bitcoin::{Amount, Block, CompactTarget};
 use common::{Grind, commit_to_witnesses, forge, forge_header, job, mine, mine_job};
-use core::{Core, NOBODY, has_socket, say_loudly};
+#[cfg(feature = "ipc")]
+use core::has_socket;
+use core::{Core, NOBODY, say_loudly};
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
 use job_declarator::node::rpc::RpcNode;
 use job_declarator::node::{Checked, Node, NodeError, NodeTemplate, Submitted};
