@@ -46,10 +46,16 @@ pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, id: u64, house: A
 /// What a Stratum V2 device says first: a key of so many bytes, which look random.
 const FIRST_LOOK: usize = 64;
 
-/// Lines of JSON begin with a brace, and whatever else a person might type is text.
+/// Lines of JSON begin with a brace and are UTF-8, as far as they are here; whatever else a person might type is
+/// plain text. A key begins with a brace, too, once in 256.
 fn speaks_v2(first: &[u8]) -> bool {
     let is_text = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
-    !first.starts_with(b"{") && !first.iter().all(is_text)
+    let is_utf8 = |bytes| match str::from_utf8(bytes) {
+        Ok(_) => true,
+        Err(error) => error.error_len().is_none(),
+    };
+    let is_json = first.starts_with(b"{") && is_utf8(first);
+    !is_json && !first.iter().all(is_text)
 }
 
 /// What it is called among the house's devices: the worker's part of its name, or all of it.
@@ -190,5 +196,23 @@ impl Sv1 {
             Ok(written) => Ok(written?),
             Err(_) => Err(End::Stalled),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_told_from_a_line_also_where_it_begins_with_a_brace() {
+        let mut key = [0x9a; FIRST_LOOK];
+        assert!(speaks_v2(&key));
+        key[0] = b'{';
+        assert!(speaks_v2(&key));
+        for line in ["{", "{\"id\":1,\"params\":[\"Küche\"]}\n", "no json\r\n"] {
+            assert!(!speaks_v2(line.as_bytes()), "{line}");
+        }
+        let cut = "{\"params\":[\"Kü".as_bytes();
+        assert!(!speaks_v2(&cut[..cut.len() - 1]), "in the middle of a letter");
     }
 }
