@@ -484,6 +484,27 @@ fn a_target_that_makes_every_share_a_block_fails_the_pool_while_the_nodes_is_kno
 }
 
 #[test]
+fn a_test_networks_easiest_target_after_twenty_minutes_fails_no_pool() {
+    use bitcoin::Network::{Bitcoin, Regtest, Signet, Testnet, Testnet4};
+    for network in [Bitcoin, Signet, Regtest, Testnet, Testnet4] {
+        let mut options = options(1);
+        options.pools[0].declare_address = None;
+        options.pools[0].limit.network = network;
+        let mut rig = Rig::new(options);
+        let session = rig.open_theirs(0);
+        let mut hard = template(1, 2);
+        hard.prev_hash.nbits = 0x1a00_ffff;
+        rig.tell(Input::Template(hard));
+        rig.give(session, &PoolJob::new(1));
+        if matches!(network, Testnet | Testnet4) {
+            assert_eq!(rig.declarator.using(), THEIRS, "{network}");
+            rig.give(session, &PoolJob { id: 2, nbits: 0x1c7f_ffff, ..PoolJob::new(1) });
+        }
+        assert!(failed(&rig).contains("far easier"), "{network}: the rule knows one target");
+    }
+}
+
+#[test]
 fn a_job_that_starts_too_far_ahead_of_our_clock_fails_the_pool() {
     let (mut rig, session) = at_their_pool();
     let ahead = |s| PoolJob { min_ntime: NOW_S + s, ..PoolJob::new(1) };
