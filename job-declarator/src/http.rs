@@ -26,7 +26,7 @@ use tracing::{info, warn};
 
 use crate::door::cannot_bind;
 use crate::limits::{
-    HTTP_ACCEPT_PAUSE, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, HTTP_IDLE_MAX, PAGE_TIME_MAX,
+    ACCEPT_PAUSE, HTTP_CONNECTIONS_MAX, HTTP_HEAD_MAX, HTTP_IDLE_MAX, PAGE_TIME_MAX,
 };
 
 /// Binds the port; says so if others than this machine can reach it.
@@ -61,7 +61,7 @@ pub async fn serve(listener: TcpListener, pages: Router, stop: CancellationToken
                 }
                 Err(error) => {
                     warn!(%error, "http accept failed");
-                    sleep(HTTP_ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_PAUSE).await;
                 }
             },
         }

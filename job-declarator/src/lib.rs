@@ -2,6 +2,7 @@
 //! of its own (`node`). Both programs also have from here what they need to be configured, to keep their keys
 //! and to be run from a command line.
 
+pub mod accept;
 pub mod blocks;
 pub mod clock;
 pub mod command;

@@ -275,6 +275,11 @@ pub const LINK_QUEUE_MAX: usize = 1_024;
 /// What links, devices and the node say that waits for the declarator's task: it does each in microseconds.
 pub const CORE_QUEUE_MAX: usize = 1_024;
 
+// ---- ports, the pool's and the pages' too (accept.rs, http.rs) ----
+
+/// Pause after a failed accept (out of file descriptors): others end in the meantime.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 // ---- devices (device.rs, door.rs) ----
 
 /// What is shown is this old at most, and the fleet is measured as often.
@@ -312,8 +317,6 @@ pub const DEVICE_WRITE_STALL: Duration = Duration::from_secs(20);
 pub const DEVICE_GOODBYE: Duration = Duration::from_secs(2);
 /// What one read takes of a V1 device: some shares.
 pub const SV1_READ_MAX: usize = 4_096;
-/// Pause after a connection could not be accepted: out of file descriptors.
-pub const DOOR_PAUSE: Duration = Duration::from_millis(200);
 /// Connections that wait to be accepted.
 pub const DOOR_BACKLOG: u32 = 256;
 /// How long devices have to go when the program stops.
@@ -426,8 +429,6 @@ pub const HTTP_CONNECTIONS_MAX: usize = 64;
 pub const HTTP_IDLE_MAX: Duration = Duration::from_secs(10);
 /// Request line and headers. A browser's cookies for this host may be some kilobytes.
 pub const HTTP_HEAD_MAX: usize = 16 * 1024;
-/// After an accept that failed, mostly for want of file descriptors, before the next.
-pub const HTTP_ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 // ---- the page for a person at home (status.rs) ----
 

@@ -31,6 +31,7 @@ use tracing::{info, warn};
 
 pub use self::configured::{node_of, settings_of};
 pub use self::core::{RefusedPeer, Shown};
+use crate::accept::Room;
 use crate::blocks::{self, BlocksHandle};
 use crate::clock::{Clock, unix_s};
 use crate::command::{cancelled_by_signal, wait_for_signal};
@@ -38,7 +39,7 @@ use crate::config::Config;
 use crate::credit;
 use crate::declarator::{Options, Published};
 use crate::device::{Dialect, FromDevice, House};
-use crate::door::{Door, Room};
+use crate::door::Door;
 use crate::feed::{self, NodeFacts};
 use crate::folder;
 use crate::http;

@@ -83,8 +83,6 @@ pub const CLOSE_WAIT: Duration = Duration::from_secs(2);
 pub const FILES_RESERVED: u64 = 128;
 /// Connects that the system holds until they are accepted: a farm that comes back at once.
 pub const LISTEN_BACKLOG: u32 = 1_024;
-/// Pause after a failed accept (out of file descriptors): others end in the meantime.
-pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What a connection takes to be told of a tip, on one core ...
 pub const TOLD_EACH: Duration = Duration::from_micros(15);
 /// ... and the most that small ones wait for the large ones to be told, seven hundred of them: a tenth of what a

@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use job_declarator::accept::Room;
 use job_declarator::clock::{Clock, unix_s};
 use job_declarator::command::{cancelled_by_signal, wait_for_signal};
 use job_declarator::declared::Rule;
@@ -49,7 +50,7 @@ use crate::limits::{
     CLOSE_WAIT, FILES_RESERVED, LISTEN_BACKLOG, NODE_RETRY_FIRST, NODE_RETRY_MAX,
     NODE_WAIT_SAID_EVERY,
 };
-use crate::listener::{self, Guests, Room};
+use crate::listener::{self, Clients};
 use crate::metrics::Metrics;
 use crate::miner::Shared;
 use crate::pace::Pace;
@@ -263,7 +264,7 @@ pub async fn start_behind(
         shutdown: miners_stop.clone(),
     };
     let shared = Arc::new(shared);
-    let miners = Guests::Miners(Arc::clone(&shared));
+    let miners = Clients::Miners(Arc::clone(&shared));
     let door = tokio::spawn(listener::serve(listener, room(config), miners));
     let declarers_door = match declarers_listener {
         None => None,
@@ -275,8 +276,8 @@ pub async fn start_behind(
                 Checks::new(node, book, published, tokens, library, board.clone(), metrics);
             let declarers =
                 Declarers { pool: shared, setup: declare_setup(config), checks: Arc::new(checks) };
-            let guests = Guests::Declarers(Arc::new(declarers));
-            Some(tokio::spawn(listener::serve(listener, declarers_room(config), guests)))
+            let clients = Clients::Declarers(Arc::new(declarers));
+            Some(tokio::spawn(listener::serve(listener, declarers_room(config), clients)))
         }
     };
     unless_started.disarm();
@@ -365,14 +366,14 @@ fn policy(config: &Config) -> Policy {
 fn room(config: &Config) -> Room {
     Room {
         connections_max: config.listen.max_connections as usize,
-        per_address_max: config.listen.max_connections_per_address as usize,
+        per_household_max: config.listen.max_connections_per_address as usize,
     }
 }
 
 fn declarers_room(config: &Config) -> Room {
     Room {
         connections_max: config.declare.max_connections as usize,
-        per_address_max: config.declare.max_connections_per_address as usize,
+        per_household_max: config.declare.max_connections_per_address as usize,
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use home::{Home, NO_BLOCKS, PATIENCE, chain};
-use job_declarator::door::Room;
+use job_declarator::accept::Room;
 use job_declarator::limits::{
     CHANNELS_OF_ONE_MAX, HOUSE_CHANNELS_MAX, SV1_BAD_LINES_MAX, SV1_LINE_MAX,
 };
@@ -40,7 +40,7 @@ const OTHER_HOUSEHOLD: [u8; 4] = [127, 0, 0, 2];
 
 /// A house that mines alone, with room for a few.
 fn settings(settings: &mut Settings) {
-    settings.room = Room { connections_max: 40, per_address_max: 35 };
+    settings.room = Room { connections_max: 40, per_household_max: 35 };
     settings.handshake_deadline = Duration::from_secs(2);
     settings.first_channel = Duration::from_secs(4);
 }
@@ -208,7 +208,7 @@ async fn each_kind_at_the_others_door_is_told_where_to_go() {
 async fn one_more_than_there_is_room_for_is_refused_by_the_setting_to_change() {
     let few = |settings: &mut Settings| {
         self::settings(settings);
-        settings.room = Room { connections_max: 6, per_address_max: 4 };
+        settings.room = Room { connections_max: 6, per_household_max: 4 };
     };
     beside_honest_devices_in(few, async |home| {
         for door in [home.running.sv2, home.running.sv1.unwrap()] {

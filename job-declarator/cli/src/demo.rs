@@ -13,13 +13,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use bitcoin::hashes::Hash;
 use bitcoin::{BlockHash, ScriptBuf};
+use job_declarator::accept::Room;
 use job_declarator::blocks::BlockState;
 use job_declarator::clock::unix_s;
 use job_declarator::command::cancelled_by_signal;
 use job_declarator::config::Config;
 use job_declarator::credit;
 use job_declarator::declarator::{Mode, Options, OutputLimit, PoolOptions, Switch};
-use job_declarator::door::Room;
 use job_declarator::node::Node;
 use job_declarator::run::{self, PageSettings, Running, Settings, Shown};
 use job_declarator::upstream::{Kind, Source};
@@ -225,7 +225,7 @@ async fn start_declarator(
         network: config.network(),
         sv2: options.sv2,
         sv1: Some(options.sv1),
-        room: Room { connections_max: 1_000, per_address_max: 250 },
+        room: Room { connections_max: 1_000, per_household_max: 250 },
         policy: Policy {
             shares_per_minute: f64::from(SHARES_PER_MINUTE),
             floor: Difficulty::from_log2(FLOOR_LOG2),

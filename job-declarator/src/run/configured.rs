@@ -12,10 +12,10 @@ use proto::target::Difficulty;
 use tokio::sync::watch;
 
 use super::{PageSettings, Settings};
+use crate::accept::Room;
 use crate::config::{Config, DeclareMode};
 use crate::credit;
 use crate::declarator::{Mode, Options, OutputLimit, PoolOptions};
-use crate::door::Room;
 use crate::limits::DEVICE_FLOOR_LOG2;
 use crate::node::Node;
 use crate::node::embedded::{EmbeddedChain, EmbeddedOptions};
@@ -68,7 +68,7 @@ pub fn settings_of(config: &Config, identity: watch::Receiver<Arc<Identity>>) ->
         sv1: Some(devices.sv1_address),
         room: Room {
             connections_max: devices.max_connections as usize,
-            per_address_max: devices.max_connections_per_address as usize,
+            per_household_max: devices.max_connections_per_address as usize,
         },
         policy: Policy {
             shares_per_minute: f64::from(devices.shares_per_minute),

@@ -19,8 +19,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bitcoin::Network;
+use job_declarator::accept::Room;
 use job_declarator::declarator::{Mode, Options, OutputLimit, PoolOptions, Switch, View};
-use job_declarator::door::Room;
 use job_declarator::node::embedded::{EmbeddedChain, EmbeddedOptions};
 use job_declarator::node::{
     ChainInfo, Checked, Node, NodeError, NodeFuture, NodeTemplate, Submitted, TemplateMark,
@@ -315,7 +315,7 @@ impl Home {
             network: Network::Regtest,
             sv2: any,
             sv1: Some(any),
-            room: Room { connections_max: 64, per_address_max: 64 },
+            room: Room { connections_max: 64, per_household_max: 64 },
             policy: Policy {
                 shares_per_minute: 240.0,
                 floor: Difficulty::from_log2(-24),
