@@ -201,6 +201,11 @@ struct Meter {
     opened_ms: u64,
 }
 
+/// By what both doors tell what was typed, or written by a program, from a key.
+fn is_plain_text(first: &[u8]) -> bool {
+    first.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace())
+}
+
 impl House {
     /// For the page: who was not let in, and why.
     pub(crate) async fn refused(&self, peer: SocketAddr, why: String) {

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout};
 
-use super::{Device, Dialect, End, House, Names};
+use super::{Device, Dialect, End, House, Names, is_plain_text};
 use crate::limits::{DEVICE_WRITE_STALL, SV1_READ_MAX};
 use crate::sv1::{Out, Session, Terms};
 
@@ -49,13 +49,9 @@ const FIRST_LOOK: usize = 64;
 /// Lines of JSON begin with a brace and are UTF-8, as far as they are here; whatever else a person might type is
 /// plain text. A key begins with a brace, too, once in 256.
 fn speaks_v2(first: &[u8]) -> bool {
-    let is_text = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
-    let is_utf8 = |bytes| match str::from_utf8(bytes) {
-        Ok(_) => true,
-        Err(error) => error.error_len().is_none(),
-    };
-    let is_json = first.starts_with(b"{") && is_utf8(first);
-    !is_json && !first.iter().all(is_text)
+    let is_utf8 = str::from_utf8(first).map_or_else(|error| error.error_len().is_none(), |_| true);
+    let is_json = first.starts_with(b"{") && is_utf8;
+    !is_json && !is_plain_text(first)
 }
 
 /// What it is called among the house's devices: the worker's part of its name, or all of it.

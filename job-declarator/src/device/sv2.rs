@@ -14,7 +14,7 @@ use proto::net::{Link, LinkError};
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout};
 
-use super::{Device, Dialect, End, House, Names};
+use super::{Device, Dialect, End, House, Names, is_plain_text};
 use crate::keys::ephemeral;
 use crate::limits::{DEVICE_GOODBYE, DEVICE_WRITE_STALL};
 
@@ -116,8 +116,7 @@ async fn greet(
 
 /// What a Stratum V1 device says first is a line of JSON. No key of 64 random bytes begins so.
 fn speaks_v1(first: &[u8]) -> bool {
-    let is_text = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
-    first.len() >= V1_LOOK_MIN && first.starts_with(b"{") && first.iter().all(is_text)
+    first.len() >= V1_LOOK_MIN && first.starts_with(b"{") && is_plain_text(first)
 }
 
 /// Bytes from which that can be told.
